@@ -1,0 +1,1 @@
+"""L5 the process: command line, configuration, life cycle of edge connections, health, logs."""

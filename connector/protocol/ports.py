@@ -1,0 +1,137 @@
+"""The interfaces between the layers: events for decisions, calls for payload.
+
+Owns: the values and `typing.Protocol`s that transport and proxy share. Both sides import only this module.
+In: nothing. Out: Request, StreamSink, StreamPort, Acceptor.
+Never: behaviour, I/O, base classes to inherit from.
+
+Strategy: whatever happens once per stream is a value (Request); whatever happens once per chunk is a direct
+method call with a borrowed buffer. The same interfaces serve HTTP/2 and QUIC links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+Headers = Sequence[tuple[bytes, bytes]]
+"""Header fields in order. Names of requests are as received (lower case over HTTP/2); names of responses are as the
+origin spelled them. Values never contain CR, LF or NUL: the side that makes the value checks it."""
+
+
+class RequestKind(IntEnum):
+    """What the edge wants of a stream (http2-transport section 2; ConnectionType over QUIC)."""
+
+    HTTP = 0
+    WEBSOCKET = 1
+    TCP = 2
+    CONTROL = 3
+    CONFIGURATION = 4
+
+
+class ResponseSource(IntEnum):
+    """Who made a response: goes into `cf-cloudflared-response-meta` over HTTP/2."""
+
+    ORIGIN = 0
+    CONNECTOR = 1
+    FLOW_LIMITED = 2
+
+
+class ResetCode(IntEnum):
+    """Why one side gives a stream up. The transport maps it to its own wire code."""
+
+    FAILED = 0
+    CANCELLED = 1
+    REFUSED = 2
+    PROTOCOL = 3
+
+
+class Request:
+    """One stream's opening, as the edge sent it; immutable by convention after construction.
+
+    `method` (`b"GET"`), `target` (`:path` with query, as received), `host` (`:authority`, or `host` when missing,
+    may hold a port), `scheme`; `headers` without pseudo headers, without `host`, without the `cf-cloudflared-proxy-*`
+    control headers, `cookie` fields joined. `content_length` is -1 when unknown (the stream stays open without
+    a content-length) and 0 when there is no body.
+    """
+
+    __slots__ = ("content_length", "headers", "host", "kind", "method", "scheme", "target")
+
+    def __init__(
+        self,
+        kind: RequestKind,
+        method: bytes,
+        target: bytes,
+        host: bytes,
+        headers: Headers,
+        content_length: int = -1,
+        scheme: bytes = b"https",
+    ) -> None:
+        self.kind = kind
+        self.method = method
+        self.target = target
+        self.host = host
+        self.headers = headers
+        self.content_length = content_length
+        self.scheme = scheme
+
+    def __repr__(self) -> str:
+        return f"<Request {self.kind.name} {self.method!r} {self.host!r} {self.target!r}>"
+
+
+class StreamSink(Protocol):
+    """What the proxy implements, one per stream; the transport calls it. No call blocks or raises.
+
+    Order: any number of `on_data`, then at most one of `on_eof` / `on_reset`. After `on_reset` nothing more is called
+    and every call on the port is a no-op. `pause_writing`/`resume_writing` alternate, as in asyncio.
+    """
+
+    def on_data(self, data: Buffer) -> None:
+        """Take request payload. Borrowed: the buffer is valid only during the call (copy what must be kept).
+
+        The sink owes exactly `len(data)` of `StreamPort.consumed`, in any portions, as soon as the origin accepted it.
+        """
+
+    def on_eof(self) -> None:
+        """Take the end of the request payload (END_STREAM, FIN)."""
+
+    def on_reset(self, error: BaseException | None) -> None:
+        """The peer reset the stream or the link is gone: abort the origin side and let go. Last call."""
+
+    def pause_writing(self) -> None:
+        """The edge does not take more now: stop reading the origin."""
+
+    def resume_writing(self) -> None:
+        """The edge takes more again."""
+
+
+class StreamPort(Protocol):
+    """What the transport implements, one per stream; the proxy calls it. No call blocks or raises.
+
+    Legal order: `send_interim`*, `respond` once, `write`*, then `write_eof` or `reset`. Calls after the end of the stream
+    are no-ops. `on_*` is never called from inside `respond`, `write`, `write_eof`; `pause_writing` may be.
+    """
+
+    def respond(self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN) -> None:
+        """Send the response head. 101 is allowed: the transport translates it (HTTP/2: to 200)."""
+
+    def write(self, data: Buffer) -> None:
+        """Queue payload; the buffer is copied or framed before the call returns. Never drops."""
+
+    def write_eof(self, trailers: Headers = ()) -> None:
+        """End the response side after everything queued. Half-close: the request side stays open."""
+
+    def reset(self, code: ResetCode) -> None:
+        """Give the stream up both ways at once; what is queued is dropped. No `on_reset` follows."""
+
+    def stop_reading(self) -> None:
+        """The rest of the request payload is not wanted: no `on_data`/`on_eof` follows; credit takes care of itself."""
+
+    def consumed(self, n: int) -> None:
+        """The origin accepted `n` more bytes: the only thing that gives receive credit back."""
+
+
+Acceptor = Callable[[Request, StreamPort], StreamSink]
+"""Called once per stream that the edge opens, before any payload. It may call `port.respond` and friends at once, and
+must return a sink (one that ignores everything if the request was already answered). Must not raise."""
