@@ -90,9 +90,7 @@ class RegistrationError(ConnectorError):
     scope = Scope.CONNECTION
     retry = Retry.BACKOFF
 
-    def __init__(
-        self, message: str, *, should_retry: bool = False, retry_after: float = 0.0, advice: str = ""
-    ) -> None:
+    def __init__(self, message: str, *, should_retry: bool = False, retry_after: float = 0.0, advice: str = "") -> None:
         super().__init__(message, advice=advice)
         self.should_retry = should_retry
         self.retry_after = retry_after

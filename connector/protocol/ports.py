@@ -109,7 +109,7 @@ class StreamSink(Protocol):
 class StreamPort(Protocol):
     """What the transport implements, one per stream; the proxy calls it. No call blocks or raises.
 
-    Legal order: `send_interim`*, `respond` once, `write`*, then `write_eof` or `reset`. Calls after the end of the stream
+    Legal order: `respond` once, `write`*, then `write_eof` or `reset`. Calls after the end of the stream
     are no-ops. `on_*` is never called from inside `respond`, `write`, `write_eof`; `pause_writing` may be.
     """
 
