@@ -1,0 +1,143 @@
+# Everything a newcomer or CI types. `make demo` and `make test` set the machine up themselves; run `make help`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+VENV := .venv
+OLDEST := .venv-oldest
+BIN := $(VENV)/bin
+ARGS ?=
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_WARN_SCRIPT_LOCATION=1 PIP_ROOT_USER_ACTION=ignore
+# The oldest Python must not share the newest one's caches.
+export PYTHONDONTWRITEBYTECODE := 1
+
+# Prints "version path" of every interpreter that runs, is new enough and can make a virtual environment. Candidates
+# are run, not looked up: a pyenv shim can exist and fail.
+define PYTHONS
+for c in python3.14 python3.13 python3.12 python3.11 python3 "$$HOME"/.pyenv/versions/*/bin/python3; do \
+  "$$c" -c 'import sys, ssl, venv, ensurepip; v = sys.version_info; \
+assert v >= (3, 11) and sys.implementation.name == "cpython"; \
+print("%d.%02d.%02d %s" % (v.major, v.minor, v.micro, sys.executable))' 2>/dev/null; \
+done | sort -u
+endef
+
+# Where no Python suits, root and apt can mend it (Debian 12/13, Ubuntu): python3 may lack ensurepip, or be too old.
+define NEED_PYTHON
+if [ -z "$$($(PYTHONS))" ]; then \
+  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+    echo "setup: no Python 3.11+ with venv found; installing it with apt-get"; \
+    apt-get update -qq; export DEBIAN_FRONTEND=noninteractive; \
+    apt-get install -y -qq python3 python3-venv >/dev/null; \
+    [ -n "$$($(PYTHONS))" ] || apt-get install -y -qq python3.11 python3.11-venv >/dev/null; \
+  fi; \
+  [ -n "$$($(PYTHONS))" ] || { \
+    echo "setup: needs Python 3.11 or newer with the venv module (Debian: apt-get install python3-venv)" >&2; exit 1; }; \
+fi
+endef
+
+# $(1) environment, $(2) which end of the sorted list, $(3) lock file, $(4) stamp. Versions and hashes come from the lock.
+define MAKE_VENV
+@$(NEED_PYTHON); set -e; \
+python=$$($(PYTHONS) | $(2) -n 1 | cut -d' ' -f2-); \
+echo "setup: $(1) from $$python ($$("$$python" -c 'import platform; print(platform.python_version())'))"; \
+$(1)/bin/python -c '' 2>/dev/null || { rm -rf $(1); "$$python" -m venv $(1); }; \
+$(PIP) $(1)/bin/python -m pip install -q --require-hashes -r $(3); \
+$(PIP) $(1)/bin/python -m pip install -q --no-deps --no-build-isolation -e .; \
+touch $(1)/$(4)
+endef
+
+$(VENV)/run.stamp: pyproject.toml requirements.lock
+	$(call MAKE_VENV,$(VENV),tail,requirements.lock,run.stamp)
+
+$(VENV)/dev.stamp: pyproject.toml tests/requirements.lock
+	$(call MAKE_VENV,$(VENV),tail,tests/requirements.lock,dev.stamp)
+	@touch $(VENV)/run.stamp
+
+$(OLDEST)/dev.stamp: pyproject.toml tests/requirements.lock
+	$(call MAKE_VENV,$(OLDEST),head,tests/requirements.lock,dev.stamp)
+
+.PHONY: help
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+.PHONY: setup
+setup: $(VENV)/run.stamp  ## Make the virtual environment (.venv) with what a run needs
+
+.PHONY: broker
+broker:  # Mosquitto from the distribution where root and apt are there; elsewhere the demo falls back and tests skip loudly
+	@if ! PATH="$$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" command -v mosquitto >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "setup: installing Mosquitto with apt-get"; \
+	    printf '#!/bin/sh\nexit 101\n' >/tmp/policy-rc.d.$$$$; \
+	    if [ ! -e /usr/sbin/policy-rc.d ]; then install -m 755 /tmp/policy-rc.d.$$$$ /usr/sbin/policy-rc.d; ours=1; fi; \
+	    { apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients >/dev/null 2>&1 || \
+	      { apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients >/dev/null; }; } || \
+	      echo "setup: Mosquitto could not be installed; the demo will use the embedded broker"; \
+	    [ -z "$$ours" ] || rm -f /usr/sbin/policy-rc.d; rm -f /tmp/policy-rc.d.$$$$; \
+	  else \
+	    echo "setup: no Mosquitto here and no root with apt to install it"; \
+	  fi; \
+	fi
+
+.PHONY: demo
+demo: $(VENV)/run.stamp broker  ## Broker, dev edge and connector on this machine; ARGS=--once checks and exits
+	@$(BIN)/launcher demo $(ARGS)
+
+.PHONY: check
+check: lint types imports  ## Everything that reads the code without running it
+
+.PHONY: lint
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+.PHONY: imports
+imports: $(VENV)/dev.stamp
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/dev.stamp  ## Rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: test
+test: check test-newest test-oldest  ## All checks and tests, on the newest and the oldest Python found
+
+.PHONY: test-newest
+test-newest: $(VENV)/dev.stamp broker  ## The tests on the newest Python
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-oldest
+test-oldest: $(OLDEST)/dev.stamp broker  ## The tests on the oldest Python
+	@if [ "$$($(OLDEST)/bin/python -V)" = "$$($(BIN)/python -V)" ]; then \
+	  echo "setup: only one suitable Python here; the oldest is the newest"; \
+	else \
+	  $(OLDEST)/bin/python -m pytest $(ARGS); \
+	fi
+
+.PHONY: coverage
+coverage: $(VENV)/dev.stamp broker  ## The tests with branch coverage; report in htmlcov/
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+	$(BIN)/coverage html -q
+
+.PHONY: fuzz
+fuzz: $(VENV)/dev.stamp  ## Long fuzzing of every decoder (minutes; CI runs a bounded smoke of it)
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+.PHONY: lock
+lock: $(VENV)/dev.stamp  ## Refresh both lock files (versions and hashes; they name no host)
+	$(PIP) $(BIN)/python -m pip install -q uv
+	$(COMPILE) --upgrade --extra embedded-broker --extra build --extra dev pyproject.toml -o tests/requirements.lock
+	$(COMPILE) --constraint tests/requirements.lock --extra embedded-broker --extra build pyproject.toml -o requirements.lock
+
+.PHONY: clean
+clean:  ## Remove environments and caches
+	rm -rf $(VENV) $(OLDEST) build dist htmlcov .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
