@@ -1,0 +1,197 @@
+"""What one run of the connector was asked to do: checked values made from flags, environment and the token.
+
+Owns: RunConfig and every check that needs no network. In: Flags. Out: RunConfig.
+Never: prints the token or the secret; opens a socket.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from connector.app.durations import format_duration
+from connector.app.flags import Flags, looks_like_token
+from connector.errors import ConfigError, UsageError
+from connector.wire.token import Token, decode_token
+
+MAX_GRACE = 180.0
+MAX_HA_CONNECTIONS = 32
+"""More connections than any edge hands out addresses for; a guard against a slip of the keyboard."""
+
+DEFAULT_EDGES = ("region1.v2.argotunnel.com:7844", "region2.v2.argotunnel.com:7844")
+
+FEATURES = ("allow_remote_config", "serialized_headers")
+"""Feature strings of what this version can do (capnp-rpc section 3.1)."""
+
+_REMOVED_FEATURES = frozenset({"support_datagram_v3", "support_datagram_v3_1"})
+_TAG_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
+
+TOKEN_LIMIT = 64 * 1024
+"""Bytes read of a token file; real tokens have some 200."""
+
+
+class RunConfig:
+    """One run, checked. Plain data; built by `run_config`."""
+
+    __slots__ = (
+        "bind_address", "cacert", "edges", "edges_given", "features", "grace_period", "ha_connections", "ip_version",
+        "metrics", "pidfile", "protocol", "retries", "rpc_timeout", "settings", "tags", "token", "url",
+    )  # fmt: skip
+
+    def __init__(self, token: Token) -> None:
+        self.token = token
+        self.edges: list[str] = list(DEFAULT_EDGES)
+        self.edges_given = False
+        self.cacert: str | None = None
+        self.protocol = "auto"
+        self.ha_connections = 4
+        self.ip_version = "auto"
+        self.bind_address: str | None = None
+        self.features: list[str] = list(FEATURES)
+        self.tags: list[tuple[str, str]] = []
+        self.url: str | None = None
+        self.metrics: str | None = None
+        self.pidfile: str | None = None
+        self.grace_period = 30.0
+        self.retries = 5
+        self.rpc_timeout = 5.0
+        self.settings: dict[str, str] = {}
+
+
+def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig:
+    """Check everything; UsageError (status 255) or ConfigError (status 1) says what is wrong and what to do."""
+    if len(words) > 1:
+        late = next((word for word in words if word.startswith("-")), None)
+        raise UsageError(
+            '"connector tunnel run" accepts only one argument, the ID or name of the tunnel to run.',
+            advice=f"Flags go before it: move {late.partition('=')[0]} to the left." if late else "",
+        )
+    if not token_text:
+        raise _no_token(words)
+    config = RunConfig(decode_token(token_text))
+    config.protocol = _protocol(flags.text("protocol"))
+    config.grace_period = flags.number("grace-period")
+    if config.grace_period > MAX_GRACE:
+        raise ConfigError(
+            f"grace-period must be equal or less than {format_duration(MAX_GRACE)}",
+            advice=f"--grace-period is {format_duration(config.grace_period)}.",
+        )
+    _positive(config.grace_period, "grace-period", zero=True)
+    config.ha_connections = int(flags.number("ha-connections"))
+    if not 1 <= config.ha_connections <= MAX_HA_CONNECTIONS:
+        raise ConfigError(
+            f"--ha-connections {config.ha_connections} is not possible", advice=f"Allowed: 1 to {MAX_HA_CONNECTIONS}."
+        )
+    config.retries = int(flags.number("retries"))
+    _positive(config.retries, "retries", zero=True)
+    config.rpc_timeout = flags.number("rpc-timeout")
+    _positive(config.rpc_timeout, "rpc-timeout", zero=False)
+    config.edges_given = flags.is_set("edge") and bool(flags.texts("edge"))
+    if config.edges_given:
+        config.edges = flags.texts("edge")
+        for edge in config.edges:
+            split_address(edge, "--edge")
+    config.cacert = flags.text("cacert") or None
+    if config.cacert is not None and not Path(config.cacert).is_file():
+        raise ConfigError(f"--cacert: no such file: {config.cacert}", advice="Give a file with PEM certificates.")
+    config.ip_version = flags.text("edge-ip-version")
+    config.bind_address = _bind_address(flags.text("edge-bind-address"))
+    wanted = [name for name in flags.texts("features") if name not in _REMOVED_FEATURES]
+    config.features = list(dict.fromkeys([*FEATURES, *wanted]))
+    config.tags = [_tag(text) for text in flags.texts("tag")]
+    config.url = (flags.text("url") or None) if flags.is_set("url") else None
+    if flags.is_set("metrics") and flags.text("metrics"):
+        config.metrics = flags.text("metrics")
+        split_address(config.metrics, "--metrics", any_host=True)
+    config.pidfile = flags.text("pidfile") or None
+    config.settings = flags.settings()
+    return config
+
+
+def read_token(flags: Flags) -> str:
+    """Give the token's text: --token or TUNNEL_TOKEN, else the trimmed content of --token-file, else nothing."""
+    text = flags.text("token")
+    if text:
+        return text
+    path = flags.text("token-file")
+    if not path:
+        return ""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(TOKEN_LIMIT).decode().strip()
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(
+            f"Failed to read token file: {cause}: {path}",
+            advice="Give the path of a readable text file that holds nothing but the token.",
+        ) from None
+
+
+def _no_token(words: Sequence[str]) -> UsageError:
+    if words and looks_like_token(words[0]):
+        return UsageError(
+            "The argument looks like a token, but no flag precedes it.",
+            advice="Write it to a file that only you can read, and give --token-file FILE.",
+        )
+    if words:
+        return UsageError(
+            "A tunnel named on the command line needs a credentials file, which this version does not read.",
+            advice="Give the tunnel's token: --token-file FILE, or TUNNEL_TOKEN in the environment.",
+        )
+    return UsageError(
+        '"connector tunnel run" requires the token of the tunnel to run.',
+        advice="Give --token-file FILE, or TUNNEL_TOKEN in the environment.",
+    )
+
+
+def _protocol(text: str) -> str:
+    if text.lower() in {"auto", "http2", ""}:
+        return text.lower() or "auto"
+    if text.lower() == "quic":
+        raise ConfigError(
+            "--protocol quic: this version speaks http2 only", advice="Use --protocol http2, or auto (the default)."
+        )
+    raise ConfigError(f"unknown protocol {text}, --protocol cannot be that", advice="Allowed: auto, http2.")
+
+
+def _positive(value: float, name: str, *, zero: bool) -> None:
+    if value < 0 or (value == 0 and not zero):
+        raise ConfigError(f"--{name} must be {'0 or more' if zero else 'more than 0'}")
+
+
+def split_address(text: str, source: str, *, any_host: bool = False) -> tuple[str, int]:
+    """Give host and port of `host:port` or `[v6]:port`; ConfigError names `source`. Host may be empty with any_host."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if (
+        not colon
+        or not (port.isascii() and port.isdigit() and int(port) <= 65535)
+        or (":" in host and not bracketed)
+        or (not host and not any_host)
+        or (not any_host and int(port) == 0)
+    ):
+        raise ConfigError(
+            f'{source}: "{text}" is no address', advice="Write HOST:PORT, such as localhost:7844 or [::1]:7844."
+        )
+    return (host[1:-1] if bracketed else host), int(port)
+
+
+def _bind_address(text: str) -> str | None:
+    if not text:
+        return None
+    from ipaddress import ip_address  # noqa: PLC0415  (rarely needed, and slow to import)
+
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise ConfigError(
+            f'--edge-bind-address: "{text}" is no IP address', advice="Give an address of this machine."
+        ) from None
+
+
+def _tag(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not value or not value.isprintable() or not _TAG_NAME.fullmatch(name):
+        raise ConfigError(f"Cannot parse tag value {text}", advice="Write --tag NAME=VALUE.")
+    return name, value

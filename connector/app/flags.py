@@ -1,0 +1,219 @@
+"""The command line in Go's flag syntax: levels of flags, then words; values from flags, then environment, then default.
+
+Owns: parsing, value checks and precedence. In: argv and environ. Out: Level per level, Flags over all of them.
+Never: acts on a value; puts a secret's value in an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+from connector.app.durations import parse_duration
+from connector.app.flag_table import ALIASES, FLAGS, Flag
+from connector.errors import UsageError
+
+_TRUE = {"1", "t", "T", "true", "TRUE", "True"}
+_FALSE = {"0", "f", "F", "false", "FALSE", "False"}
+_KINDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "uint": "a whole number, 0 or more",
+    "duration": "a time with unit such as 30s, 1m30s or 500ms",
+}
+_TOKEN_LIKE = re.compile(r"eyJ[A-Za-z0-9+/=_-]{20,}")
+
+Value = bool | int | float | str | list[str]
+
+
+def looks_like_token(text: str) -> bool:
+    """Tell whether `text` may hold a token (base64 of a JSON object), so that it must not be shown."""
+    return _TOKEN_LIKE.search(text) is not None
+
+
+class Level:
+    """The flags given at one level: canonical name -> texts in order; `rest` is what follows them."""
+
+    __slots__ = ("given", "help", "rest", "version")
+
+    def __init__(self) -> None:
+        self.given: dict[str, list[str]] = {}
+        self.rest: list[str] = []
+        self.help = False
+        self.version = False
+
+
+def parse_level(argv: Sequence[str], *, version_flag: bool = False) -> Level:
+    """Read flags until the first word that is none, or past `--`. UsageError names the flag and what would be right."""
+    level = Level()
+    spelled: dict[str, str] = {}
+    at = 0
+    while at < len(argv):
+        word = argv[at]
+        if len(word) < 2 or word[0] != "-":
+            break
+        at += 1
+        if word == "--":
+            break
+        name, separator, text = word[2 if word.startswith("--") else 1 :].partition("=")
+        if not name or name[0] in "-=":
+            raise UsageError(f"bad flag syntax: {_show(word)}", advice="Write --name value or --name=value.")
+        if name in {"h", "help"}:
+            level.help = True
+            continue
+        if version_flag and name in {"v", "V", "version"}:
+            level.version = True
+            continue
+        flag = _find(name)
+        if spelled.setdefault(flag.name, name) != name:
+            raise UsageError(
+                f"Cannot use two forms of the same flag: {spelled[flag.name]} {name}",
+                advice=f"Give --{flag.name} only.",
+            )
+        if not separator:
+            if flag.kind == "bool":
+                text = "true"
+            elif at < len(argv):
+                text = argv[at]
+                at += 1
+            else:
+                raise UsageError(f"flag needs an argument: --{name}", advice=f"{_wants(flag)}.")
+        convert(flag, text, f"--{name}")
+        texts = level.given.setdefault(flag.name, [])
+        if flag.kind != "list":
+            texts.clear()
+        texts.append(text)
+    level.rest = list(argv[at:])
+    return level
+
+
+def _show(text: str) -> str:
+    return "(hidden: looks like a token)" if looks_like_token(text) else text
+
+
+def _find(name: str) -> Flag:
+    flag = FLAGS.get(ALIASES.get(name, name))
+    if flag is not None:
+        return flag
+    close = get_close_matches(name, [*FLAGS, *(alias for alias in ALIASES if len(alias) > 1), "help", "version"], n=1)
+    advice = f"Did you mean --{close[0]}?" if close else ""
+    raise UsageError(f"flag provided but not defined: -{_show(name)}", advice=advice)
+
+
+def _wants(flag: Flag) -> str:
+    if flag.choices:
+        return "Allowed: " + ", ".join(flag.choices)
+    return f"Allowed: {_KINDS.get(flag.kind, flag.metavar or 'a text')}"
+
+
+def convert(flag: Flag, text: str, source: str) -> Value:
+    """Give `text` as the flag's type; UsageError names `source` (a flag or variable), the text and what is allowed."""
+    try:
+        match flag.kind:
+            case "bool":
+                if text not in _TRUE | _FALSE:
+                    raise ValueError
+                return text in _TRUE
+            case "int" | "uint":
+                if flag.kind == "uint" and text.startswith("-"):
+                    raise ValueError
+                return int(text) if text.isascii() and "_" not in text and text == text.strip() else int("")
+            case "duration":
+                return parse_duration(text)
+            case "list":
+                return [text]
+    except ValueError:
+        raise _wrong(flag, text, source) from None
+    if flag.choices:
+        lower = {"warning": "warn", "err": "error"}.get(text.lower(), text.lower())
+        if lower not in flag.choices and text:
+            raise _wrong(flag, text, source)
+        return lower or flag.default
+    return text
+
+
+def _wrong(flag: Flag, text: str, source: str) -> UsageError:
+    shown = "(hidden)" if flag.secret else f'"{_show(text)}"'
+    return UsageError(f"invalid value {shown} for {source}", advice=f"{_wants(flag)}.")
+
+
+class Flags:
+    """The values in force: the most specific level first, then environment, then default. Never prints secrets."""
+
+    __slots__ = ("_environ", "_levels")
+
+    def __init__(self, levels: Sequence[Level], environ: Mapping[str, str]) -> None:
+        self._levels = list(levels)
+        self._environ = environ
+
+    def source(self, name: str) -> str:
+        """Name where the value comes from: `--token`, `TUNNEL_TOKEN`, or nothing when it is the default."""
+        if any(name in level.given for level in self._levels):
+            return f"--{name}"
+        return self._variable(FLAGS[name])
+
+    def _variable(self, flag: Flag) -> str:
+        for variable in flag.env:
+            text = self._environ.get(variable)
+            if text is not None and (text != "" or flag.kind == "string"):
+                return variable
+        return ""
+
+    def is_set(self, name: str) -> bool:
+        """Tell whether somebody gave the flag (an empty variable counts for strings)."""
+        return self.source(name) != ""
+
+    def value(self, name: str) -> Value:
+        """Give the typed value of any flag; UsageError when its variable holds nonsense."""
+        flag = FLAGS[name]
+        for level in reversed(self._levels):
+            texts = level.given.get(name)
+            if texts is not None:
+                return list(texts) if flag.kind == "list" else convert(flag, texts[-1], f"--{name}")
+        variable = self._variable(flag)
+        if variable:
+            text = self._environ[variable]
+            if flag.kind == "list":
+                return [part.strip() for part in text.split(",") if part.strip()]
+            return convert(flag, text, f"the environment variable {variable}")
+        if flag.kind == "list":
+            return []
+        return convert(
+            flag, flag.default or {"bool": "false", "int": "0", "uint": "0", "duration": "0"}.get(flag.kind, ""), name
+        )
+
+    def text(self, name: str) -> str:
+        """Give a string flag."""
+        value = self.value(name)
+        assert isinstance(value, str)
+        return value
+
+    def number(self, name: str) -> float:
+        """Give an int or duration (seconds) flag."""
+        value = self.value(name)
+        assert isinstance(value, (int, float))
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """Give a list flag."""
+        value = self.value(name)
+        assert isinstance(value, list)
+        return value
+
+    def given(self, effect: str) -> list[str]:
+        """Name the flags of this effect that are set, sorted."""
+        return sorted(name for name, flag in FLAGS.items() if flag.effect == effect and self.is_set(name))
+
+    def check(self) -> None:
+        """Convert every variable once, so that nonsense in the environment is an error even where nothing reads it."""
+        for name in FLAGS:
+            self.value(name)
+
+    def settings(self) -> dict[str, str]:
+        """Give the flags set on the command line as text, secrets masked: for the `Settings` log line."""
+        shown: dict[str, str] = {}
+        for level in self._levels:
+            for name, texts in level.given.items():
+                shown[name] = "*****" if FLAGS[name].secret else ",".join(texts)
+        return dict(sorted(shown.items()))

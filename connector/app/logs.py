@@ -1,0 +1,240 @@
+"""Structured log lines in cloudflared's two console formats, with secrets redacted by construction.
+
+Owns: the line formats, level filtering, folding of repeats, redaction. In: message plus fields. Out: lines on stderr.
+Never: sees a line that the redactor has not seen; blocks for anything but the write; raises into the caller.
+
+Strategy: `Logger` is a thin view (bound fields) over one `LogOutput`; the output renders a line, redacts the rendered
+text and writes it. Nothing else in the package writes to stderr once the process runs. The standard `logging` module
+(asyncio, aiohttp) is routed in by `capture_stdlib`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+LEVELS = {"trace": 0, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50}
+"""Names as cloudflared spells them in JSON; order of severity."""
+
+_CODES = {"trace": "TRC", "debug": "DBG", "info": "INF", "warn": "WRN", "error": "ERR", "fatal": "FTL"}
+_COLOURS = {"debug": "33", "info": "32", "warn": "31", "error": "1;31", "fatal": "1;31"}
+
+FOLD_SECONDS = 10.0
+"""A line with the same message and error within this time is counted, not printed. Long enough for a burst of failing
+requests to be one line, short enough that a back-off step is seen."""
+
+FOLD_ENTRIES = 256
+"""Ceiling of remembered lines; the oldest is flushed and forgotten beyond."""
+
+MASK = "*****"
+
+
+class Redactor:
+    """Replaces registered secrets in text. One per process; every log line passes through `redact`."""
+
+    __slots__ = ("_secrets",)
+
+    def __init__(self) -> None:
+        self._secrets: list[str] = []
+
+    def add(self, text: str) -> None:
+        """Register `text` as it is, and without trailing padding. Texts under 8 characters are not replaced."""
+        for form in {text, text.rstrip("=")}:
+            if len(form) >= 8 and form not in self._secrets:
+                self._secrets.append(form)
+        self._secrets.sort(key=len, reverse=True)
+
+    def add_bytes(self, secret: bytes) -> None:
+        """Register a binary secret in the forms in which it could be printed: base64 (both alphabets) and hex."""
+        self.add(base64.b64encode(secret).decode())
+        self.add(base64.urlsafe_b64encode(secret).decode())
+        self.add(secret.hex())
+
+    def redact(self, text: str) -> str:
+        """Give `text` with every registered secret masked."""
+        for secret in self._secrets:
+            if secret in text:
+                text = text.replace(secret, MASK)
+        return text
+
+    def __repr__(self) -> str:
+        return f"<Redactor of {len(self._secrets)} texts>"
+
+
+class LogOutput:
+    """Where lines go, how they look and which pass. `close` prints the counts of what is still folded."""
+
+    __slots__ = ("_colour", "_folded", "_json", "_stream", "_threshold", "clock", "redactor", "wall_clock")
+
+    def __init__(
+        self,
+        *,
+        level: str = "info",
+        json_lines: bool = False,
+        colour: bool = False,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._threshold = LEVELS[level]
+        self._json = json_lines
+        self._colour = colour and not json_lines
+        self._stream = stream
+        self.clock = clock
+        self.wall_clock = wall_clock
+        self.redactor = Redactor()
+        self._folded: OrderedDict[tuple[str, str, str], tuple[float, int]] = OrderedDict()
+
+    def enabled(self, level: str) -> bool:
+        """Tell whether a line of `level` would be printed; lets callers skip expensive fields."""
+        return LEVELS[level] >= self._threshold
+
+    def emit(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        """Print one line, or count it as a repeat when it carries an error that was printed a moment ago."""
+        if LEVELS[level] < self._threshold:
+            return
+        now = self.clock()
+        self._flush(now - FOLD_SECONDS)
+        error = fields.get("error")
+        if error is not None:
+            key = (level, message, str(error))
+            seen = self._folded.get(key)
+            if seen is not None:
+                self._folded[key] = (seen[0], seen[1] + 1)
+                return
+            if len(self._folded) >= FOLD_ENTRIES:
+                self._report(*self._folded.popitem(last=False))
+            self._folded[key] = (now, 0)
+        self._write(level, message, fields)
+
+    def close(self) -> None:
+        """Print what is still folded. The output stays usable."""
+        self._flush(float("inf"))
+
+    def _flush(self, before: float) -> None:
+        while self._folded:
+            key, (since, count) = next(iter(self._folded.items()))
+            if since > before:
+                return
+            del self._folded[key]
+            self._report(key, (since, count))
+
+    def _report(self, key: tuple[str, str, str], seen: tuple[float, int]) -> None:
+        if seen[1]:
+            level, message, error = key
+            self._write(level, message, {"error": error, "repeated": seen[1]})
+
+    def _write(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        stamp = datetime.fromtimestamp(self.wall_clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        if self._json:
+            entry = {**fields, "level": level, "message": message, "time": stamp}
+            line = json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+        else:
+            line = self._console(stamp, level, message, fields)
+        stream = self._stream if self._stream is not None else sys.stderr
+        try:
+            stream.write(self.redactor.redact(line) + "\n")
+            stream.flush()
+        except (OSError, ValueError, UnicodeError):
+            pass  # A reader that went away must not stop the tunnel; there is nowhere else to say it.
+
+    def _console(self, stamp: str, level: str, message: str, fields: dict[str, Any]) -> str:
+        names = sorted(fields, key=lambda name: (name != "error", name))
+        text = message.replace("\n", "\\n").replace("\r", "\\r")
+        if not self._colour:
+            parts = [stamp, _CODES[level], text, *(f"{name}={_console_value(fields[name])}" for name in names)]
+            return " ".join(parts)
+        parts = [f"\x1b[90m{stamp}\x1b[0m", f"\x1b[{_COLOURS.get(level, '0')}m{_CODES[level]}\x1b[0m", text]
+        for name in names:
+            value = _console_value(fields[name])
+            if name == "error":
+                parts.append(f"\x1b[31merror=\x1b[0m\x1b[31m{value}\x1b[0m")
+            else:
+                parts.append(f"\x1b[36m{name}=\x1b[0m{value}")
+        return " ".join(parts)
+
+
+def _console_value(value: Any) -> str:
+    """Write a field's value: strings bare or quoted as Go does, everything else as JSON."""
+    if isinstance(value, bool) or value is None or isinstance(value, (int, float, dict, list, tuple)):
+        return json.dumps(value, separators=(",", ":"), default=str)
+    text = str(value)
+    if text.isascii() and text.isprintable() and not any(char in text for char in ' "\\'):
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+class Logger:
+    """Log lines with bound fields. `bind(connIndex=0)` gives a child; both share the output."""
+
+    __slots__ = ("_fields", "output")
+
+    def __init__(self, output: LogOutput, **fields: Any) -> None:
+        self.output = output
+        self._fields = fields
+
+    def bind(self, **fields: Any) -> Logger:
+        """Give a logger that adds `fields` to every line."""
+        return Logger(self.output, **{**self._fields, **fields})
+
+    def log(self, level: str, message: str, **fields: Any) -> None:
+        """Print one line at `level` (a name of LEVELS)."""
+        self.output.emit(level, message, {**self._fields, **fields} if self._fields else fields)
+
+    def debug(self, message: str, **fields: Any) -> None:
+        """Print one line for somebody who looks for a fault in this program."""
+        self.log("debug", message, **fields)
+
+    def info(self, message: str, **fields: Any) -> None:
+        """Print one line about the ordinary course of things."""
+        self.log("info", message, **fields)
+
+    def warn(self, message: str, **fields: Any) -> None:
+        """Print one line about something that works, but not as asked."""
+        self.log("warn", message, **fields)
+
+    def error(self, message: str, **fields: Any) -> None:
+        """Print one line about something that failed."""
+        self.log("error", message, **fields)
+
+    def fatal(self, message: str, **fields: Any) -> None:
+        """Print the line that explains why the process ends. Does not end it."""
+        self.log("fatal", message, **fields)
+
+    def bug(self, message: str, error: BaseException) -> None:
+        """Print an unexpected exception: one line, the traceback in a field."""
+        trace = "".join(traceback.format_exception(error))
+        self.error(message, error=f"{type(error).__name__}: {error}", traceback=trace)
+
+
+def stderr_logger(*, level: str = "info", json_lines: bool = False, no_color: bool = False) -> Logger:
+    """Make the process's logger: stderr, colours on a terminal unless `no_color`."""
+    colour = not no_color and bool(sys.stderr and sys.stderr.isatty())
+    return Logger(LogOutput(level=level, json_lines=json_lines, colour=colour))
+
+
+def capture_stdlib(log: Logger) -> None:
+    """Route the standard `logging` module (asyncio, aiohttp) into `log`: warnings and worse."""
+    import logging  # noqa: PLC0415  (asyncio has it loaded by now; the command line alone does not need it)
+
+    class Forward(logging.Handler):
+        """Turns a LogRecord into one line."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            level = "error" if record.levelno >= logging.ERROR else "warn"
+            fields: dict[str, Any] = {"logger": record.name}
+            if record.exc_info and record.exc_info[1] is not None:
+                fields["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+                fields["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+            log.log(level, record.getMessage(), **fields)
+
+    root = logging.getLogger()
+    root.handlers[:] = [Forward()]
+    root.setLevel(logging.WARNING)

@@ -1,0 +1,105 @@
+"""Which configuration is in force: the version rules, and the answers to the edge's pushes.
+
+Owns: the applied version; the swap of the ingress rules. In: push bodies (untrusted JSON). Out: JSON replies.
+Never: touches requests in flight (they finish on the rules they started with); does I/O.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Protocol
+
+from connector.app.config import RunConfig
+from connector.app.logs import Logger
+from connector.errors import ConnectorError, WireError
+from connector.proxy.ingress import Ingress, parse_remote_config
+
+LOCAL_VERSION = -1
+"""What is in force at start; remote version 0 already wins."""
+
+_INT32 = range(-(2**31), 2**31)
+
+
+class IngressHolder(Protocol):
+    """The part of the dispatcher that the orchestrator uses."""
+
+    def set_ingress(self, ingress: Ingress) -> None:
+        """Put new rules in force for new requests."""
+
+
+class Orchestrator:
+    """One per process, shared by all edge connections. Calls are synchronous, so updates are serialised."""
+
+    __slots__ = ("_holder", "_log", "_shut", "version")
+
+    def __init__(self, holder: IngressHolder, log: Logger) -> None:
+        self._holder = holder
+        self._log = log
+        self._shut = False
+        self.version = LOCAL_VERSION
+
+    def on_configuration(self, body: bytes) -> bytes:
+        """Answer one push: `{"version":7,"config":{...}}` to `{"lastAppliedVersion":7,"err":null}`.
+
+        WireError when the body is no such object; the transport answers 502 then.
+        """
+        try:
+            message = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            self._log.error("The edge pushed a configuration that is not JSON", error=str(error))
+            raise WireError("configuration push is not JSON") from None
+        folded = _folded(message)
+        version = folded.get("version", 0)
+        if not isinstance(version, int) or isinstance(version, bool) or version not in _INT32:
+            self._log.error("The edge pushed a configuration without a usable version", error=f"version {version!r}")
+            raise WireError("configuration push has no usable version")
+        error_text = self.apply(version, folded.get("config"))
+        return json.dumps({"lastAppliedVersion": self.version, "err": error_text}, separators=(",", ":")).encode()
+
+    def apply(self, version: int, config: Any) -> str | None:
+        """Put `config` in force if `version` is news. Gives the error's text, or None; then see `version`."""
+        if self._shut:
+            return "connector already shut down"
+        if version <= self.version:
+            self._log.debug("Configuration is not newer than ours", version=version, current=self.version)
+            return None
+        text = json.dumps(config, separators=(",", ":"), ensure_ascii=False)
+        try:
+            self._holder.set_ingress(parse_remote_config(version, config))
+        except ConnectorError as error:
+            advice = {"advice": error.advice} if error.advice else {}
+            self._log.error(
+                "Failed to update configuration; the old one stays",
+                error=str(error),
+                version=version,
+                config=text,
+                **advice,
+            )
+            return str(error) or "invalid configuration"
+        except Exception as error:  # The edge can push anything; a bug in a parser must not end the process.
+            self._log.bug("Failed to update configuration; the old one stays", error)
+            return f"internal error: {type(error).__name__}"
+        self.version = version
+        self._log.info("Updated to new configuration", version=version, config=text)
+        return None
+
+    def shut(self) -> None:
+        """Refuse everything from now on: the process ends."""
+        self._shut = True
+
+
+def _folded(message: Any) -> dict[str, Any]:
+    """Give the object with lower-case keys (Go matches names without case); empty for anything but an object."""
+    if not isinstance(message, dict):
+        raise WireError("configuration push is no JSON object")
+    return {str(key).lower(): value for key, value in message.items()}
+
+
+def local_configuration(config: RunConfig) -> bytes:
+    """Give what updateLocalConfiguration reports for a tunnel that is not remotely managed."""
+    reported = ("retries", "protocol", "loglevel", "metrics", "edge-ip-version", "edge-bind-address", "no-autoupdate")
+    flags = {name: config.settings[name] for name in reported if name in config.settings}
+    document: dict[str, Any] = {"__configuration_flags": flags} if flags else {}
+    document["ingress"] = [{"service": config.url or "http_status:503", "originRequest": {}}]
+    document["warp-routing"] = {}
+    return json.dumps(document, separators=(",", ":")).encode()

@@ -1,0 +1,189 @@
+"""One run of the connector as a process: loop, signals, servers, start and end.
+
+Owns: the event loop, signal handlers, pidfile, exit status. In: RunConfig, Logger. Out: an exit status.
+Never: knows what travels on a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import FrameType
+
+import capnp
+
+from connector import __version__
+from connector.app.addresses import AddressBook, resolve_edges
+from connector.app.config import RunConfig
+from connector.app.logs import Logger, capture_stdlib
+from connector.app.orchestrator import Orchestrator
+from connector.app.state import TunnelState
+from connector.app.supervisor import Supervisor
+from connector.errors import ConnectorError, UsageError
+from connector.proxy.dispatch import Dispatcher
+from connector.proxy.ingress import DEFAULT_INGRESS, ingress_from_url
+from connector.transport.tls import edge_context
+
+LOOP_VARIABLE = "CONNECTOR_LOOP"
+
+
+def run_tunnel(config: RunConfig, log: Logger) -> int:
+    """Run until a signal or a fatal error; give the exit status. Errors of the start are printed as log lines."""
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_main(config, log))
+    except ConnectorError as error:
+        advice = {"advice": error.advice} if error.advice else {}
+        log.error(str(error), **advice)
+        return 1
+    finally:
+        log.output.close()
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Give uvloop's factory where it is installed, or None for asyncio's own; CONNECTOR_LOOP chooses."""
+    choice = os.environ.get(LOOP_VARIABLE, "")
+    if choice not in {"", "asyncio", "uvloop"}:
+        raise UsageError(f'invalid value "{choice}" for {LOOP_VARIABLE}', advice="Allowed: asyncio, uvloop.")
+    if choice == "asyncio" or sys.platform == "win32":
+        return None
+    try:
+        import uvloop  # noqa: PLC0415  (optional)
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _main(config: RunConfig, log: Logger) -> int:
+    capture_stdlib(log)
+    connector_id = uuid.uuid4()
+    _log_start(config, log, connector_id)
+    loop = asyncio.get_running_loop()
+    dispatcher = Dispatcher(
+        ingress=ingress_from_url(config.url) if config.url else DEFAULT_INGRESS,
+        connector_id=connector_id,
+        tags=tuple(config.tags),
+        loop=loop,
+        on_event=None,
+    )
+    orchestrator = Orchestrator(dispatcher, log)
+    dispatcher.on_configuration = orchestrator.on_configuration
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(capnp.kj_loop())
+        stack.push_async_callback(dispatcher.close)
+        tls = edge_context(config.cacert)
+        addresses = await resolve_edges(
+            config.edges, one_each=config.edges_given, ip_version=config.ip_version, log=log
+        )
+        if not config.edges_given:
+            log.info("Edge addresses come from the default names", addresses=len(addresses))
+        book = AddressBook(addresses)
+        if len(book) < config.ha_connections:
+            log.info(f"You requested {config.ha_connections} HA connections but I can give you at most {len(book)}.")
+        state = TunnelState(
+            config=config,
+            connector_id=connector_id,
+            log=log,
+            tls=tls,
+            book=book,
+            accept=dispatcher.accept,
+            active_streams=lambda: dispatcher.active,
+            orchestrator=orchestrator,
+        )
+        if config.metrics is not None:
+            from connector.app.health import HealthServer  # noqa: PLC0415  (slow to import, rarely needed)
+
+            health = await stack.enter_async_context(HealthServer(config.metrics, connector_id, state.snapshot))
+            log.info(f"Starting metrics server on {health.address}/metrics")
+        supervisor = Supervisor(state, min(config.ha_connections, len(book)))
+        state.on_first_registration = lambda: _announce(config, log)
+        signals = _Signals(loop, log, supervisor.stop)
+        signals.install()
+        try:
+            await supervisor.run()
+        except ConnectorError as error:
+            advice = {"advice": error.advice} if error.advice else {}
+            log.error("initial tunnel connection failed", error=str(error), **advice)
+            log.info("Initiating shutdown")
+            return 1
+        except Exception as error:
+            log.bug("initial tunnel connection failed", error)
+            return 1
+        finally:
+            orchestrator.shut()
+            log.info("Tunnel server stopped")
+    if config.metrics is not None:
+        log.info("Metrics server stopped")
+    return 0
+
+
+def _log_start(config: RunConfig, log: Logger, connector_id: uuid.UUID) -> None:
+    log.info("Starting tunnel", tunnelID=str(config.token.tunnel_id))
+    log.info(f"Version {__version__}")
+    loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+    log.info(f"OS: {sys.platform}, Python: {platform.python_version()}, loop: {loop}, arch: {platform.machine()}")
+    if config.settings:
+        log.info("Settings: map[" + " ".join(f"{name}:{text}" for name, text in config.settings.items()) + "]")
+    log.info(f"Generated Connector ID: {connector_id}")
+    log.info("Initial protocol http2")
+    if config.url is None:
+        log.debug("Requests get 503 until the edge pushes a configuration")
+
+
+def _announce(config: RunConfig, log: Logger) -> None:
+    """After the first registration: write the pidfile, tell systemd. Failures are only logged."""
+    if config.pidfile is not None:
+        try:
+            Path(config.pidfile).expanduser().write_text(str(os.getpid()))
+        except (OSError, RuntimeError) as error:
+            log.error("Unable to write pidfile", error=str(error))
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+                notify.connect("\0" + address[1:] if address.startswith("@") else address)
+                notify.send(b"READY=1")
+        except OSError as error:
+            log.warn("Unable to notify systemd", error=str(error))
+
+
+_SIGNALS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupt"}
+
+
+class _Signals:
+    """SIGTERM and SIGINT: the first stops gracefully, the second ends the process at once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, log: Logger, stop: Callable[[], None]) -> None:
+        self._loop = loop
+        self._log = log
+        self._stop = stop
+
+    def install(self) -> None:
+        for number in _SIGNALS:
+            if sys.platform == "win32":
+                signal.signal(number, lambda number, _: self._loop.call_soon_threadsafe(self._first, number))
+            else:
+                self._loop.add_signal_handler(number, self._first, number)
+
+    def _first(self, number: int) -> None:
+        for each in _SIGNALS:
+            if sys.platform != "win32":
+                self._loop.remove_signal_handler(each)
+            signal.signal(each, self._second)
+        self._log.info(f"Initiating graceful shutdown due to signal {_SIGNALS[signal.Signals(number)]} ...")
+        self._stop()
+
+    @staticmethod
+    def _second(number: int, _: FrameType | None) -> None:
+        """Die of the signal itself. Process 1 of a container cannot: the kernel drops it there, so exit by hand."""
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        os._exit(128 + number)

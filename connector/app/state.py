@@ -1,0 +1,94 @@
+"""What all edge connections of a process share: identity, settings, services, and who is connected.
+
+Owns: the set of connected indices and the stop deadline. In: calls from connections and supervisor. Out: facts.
+Never: decides anything.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from typing import NamedTuple
+from uuid import UUID
+
+from connector.app.addresses import AddressBook, EdgeAddress
+from connector.app.config import RunConfig
+from connector.app.logs import Logger
+from connector.app.orchestrator import Orchestrator
+from connector.protocol.ports import Acceptor
+from connector.protocol.reconnect import RetryPolicy
+
+
+class Snapshot(NamedTuple):
+    """The numbers that the metrics address shows."""
+
+    ready_connections: int
+    connection_tasks: int
+    active_streams: int
+    registrations: int
+    config_version: int
+
+
+class TunnelState:
+    """One per run. Connections report to it; health and supervisor read it."""
+
+    __slots__ = (
+        "accept", "active_streams", "book", "config", "connected", "connection_tasks", "connector_id", "log",
+        "on_first_registration", "on_registered", "orchestrator", "policy", "registrations", "stop_deadline", "tls",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        connector_id: UUID,
+        log: Logger,
+        tls: ssl.SSLContext,
+        book: AddressBook,
+        accept: Acceptor,
+        active_streams: Callable[[], int],
+        orchestrator: Orchestrator,
+    ) -> None:
+        self.config = config
+        self.connector_id = connector_id
+        self.log = log
+        self.tls = tls
+        self.book = book
+        self.accept = accept
+        self.active_streams = active_streams
+        self.orchestrator = orchestrator
+        self.policy = RetryPolicy(config.retries)
+        self.connected: dict[int, EdgeAddress] = {}
+        self.connection_tasks = 0
+        self.registrations = 0
+        self.stop_deadline: float | None = None
+        """Loop time at which the grace period ends; None until a shutdown was asked for."""
+        self.on_registered: Callable[[], None] = lambda: None
+        self.on_first_registration: Callable[[], None] = lambda: None
+
+    @property
+    def stopping(self) -> bool:
+        """True once a shutdown was asked for."""
+        return self.stop_deadline is not None
+
+    def registered(self, conn_index: int, address: EdgeAddress) -> None:
+        """Note that `conn_index` is connected."""
+        self.connected[conn_index] = address
+        self.registrations += 1
+        if self.registrations == 1:
+            self.on_first_registration()
+        self.on_registered()
+
+    def disconnected(self, conn_index: int) -> None:
+        """Note that `conn_index` is not connected, or about to leave."""
+        self.connected.pop(conn_index, None)
+
+    def snapshot(self) -> Snapshot:
+        """Give the numbers for the metrics address."""
+        return Snapshot(
+            ready_connections=len(self.connected),
+            connection_tasks=self.connection_tasks,
+            active_streams=self.active_streams(),
+            registrations=self.registrations,
+            config_version=self.orchestrator.version,
+        )
