@@ -36,7 +36,7 @@ class HealthServer:
         host, port = split_address(self._address, "--metrics", any_host=True)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host or None, port).start()
+            await web.TCPSite(self._runner, "127.0.0.1" if host == "localhost" else host or None, port).start()
         except OSError as error:
             await self._runner.cleanup()
             cause = error.strerror or str(error)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from connector.app.addresses import AddressBook, EdgeAddress
 from connector.app.config import RunConfig
 from connector.app.logs import Logger
-from connector.app.orchestrator import Orchestrator
 from connector.protocol.ports import Acceptor
 from connector.protocol.reconnect import RetryPolicy
+
+if TYPE_CHECKING:
+    from connector.app.orchestrator import Orchestrator
 
 
 class Snapshot(NamedTuple):
