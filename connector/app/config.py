@@ -12,7 +12,7 @@ from pathlib import Path
 
 from connector.app.durations import format_duration
 from connector.app.flags import Flags, looks_like_token
-from connector.errors import ConfigError, UsageError
+from connector.errors import ConfigError, UsageError, WireError
 from connector.wire.token import Token, decode_token
 
 MAX_GRACE = 180.0
@@ -69,7 +69,10 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
         )
     if not token_text:
         raise _no_token(words)
-    config = RunConfig(decode_token(token_text))
+    try:
+        config = RunConfig(decode_token(token_text))
+    except WireError as error:
+        raise UsageError(str(error), advice=error.advice) from None
     config.protocol = _protocol(flags.text("protocol"))
     config.grace_period = flags.number("grace-period")
     if config.grace_period > MAX_GRACE:

@@ -64,6 +64,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _main(config: RunConfig, log: Logger) -> int:
     capture_stdlib(log)
+    _raise_file_limit()
     connector_id = uuid.uuid4()
     _log_start(config, log, connector_id)
     loop = asyncio.get_running_loop()
@@ -136,6 +137,20 @@ def _log_start(config: RunConfig, log: Logger, connector_id: uuid.UUID) -> None:
     log.info("Initial protocol http2")
     if config.url is None:
         log.debug("Requests get 503 until the edge pushes a configuration")
+
+
+def _raise_file_limit() -> None:
+    """Take as many file descriptors as the system lets us: every stream to an origin needs one."""
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415  (not on Windows)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            pass  # macOS refuses an unlimited hard limit; the soft one stays
 
 
 def _announce(config: RunConfig, log: Logger) -> None:
