@@ -49,7 +49,9 @@ class Orchestrator:
             self._log.error("The edge pushed a configuration that is not JSON", error=str(error))
             raise WireError("configuration push is not JSON") from None
         folded = _folded(message)
-        version = folded.get("version", 0)
+        version = folded.get("version")
+        if version is None:
+            version = 0  # as Go reads a missing or null number
         if not isinstance(version, int) or isinstance(version, bool) or version not in _INT32:
             self._log.error("The edge pushed a configuration without a usable version", error=f"version {version!r}")
             raise WireError("configuration push has no usable version")

@@ -37,8 +37,9 @@ LOOP_VARIABLE = "CONNECTOR_LOOP"
 
 def run_tunnel(config: RunConfig, log: Logger) -> int:
     """Run until a signal or a fatal error; give the exit status. Errors of the start are printed as log lines."""
+    factory = loop_factory()
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(_main(config, log))
     except ConnectorError as error:
         advice = {"advice": error.advice} if error.advice else {}
