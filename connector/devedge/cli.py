@@ -1,0 +1,181 @@
+"""`connector edge`: the dev edge on the command line.
+
+Owns: the flags, signals and exit status of the subcommand.
+In: `main(argv)`. Out: event lines on stdout, one clear line on stderr for what goes wrong, the exit status.
+Never: prints a token unless asked by `token`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from connector.devedge.authority import Authority, StateDir, default_state_dir
+from connector.devedge.events import EventLog
+from connector.devedge.faults import GRAMMAR, parse_faults
+from connector.devedge.server import DevEdge, Settings, tunnel_token
+from connector.devedge.tunnels import Declaration, TunnelStore, check_name, read_config_file
+from connector.errors import ConfigError, ConnectorError, UsageError
+
+EPILOG = f"""\
+commands:
+  connector edge [flags]       run the dev edge (without flags: tunnel `dev`)
+  connector edge token NAME    print the token of a tunnel, nothing else
+  connector edge ca            print the path of the CA file, making the CA
+
+faults (--fault, repeatable):
+{chr(10).join("  " + line for line in GRAMMAR.splitlines())}
+
+example:
+  connector edge --tunnel demo --ingress http://127.0.0.1:8080 \\
+      --listen 127.0.0.1:7844 --public 127.0.0.1:8443
+  connector run --edge 127.0.0.1:7844 --cacert "$(connector edge ca)" \\
+      --token "$(connector edge token demo)"
+  curl --cacert "$(connector edge ca)" https://localhost:8443/
+"""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that fits 80 columns whatever the terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=80)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="connector edge",
+        description="A small Cloudflare edge for this machine: connectors register with it,\n"
+        "visitors reach their origins through it. For development and tests only.",
+        epilog=EPILOG,
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="CA, keys, secrets (~/.local/state/…)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with tunnels; re-read on change")
+    parser.add_argument("--tunnel", action="append", default=[], metavar="NAME", help="declare a tunnel (repeatable)")
+    parser.add_argument(
+        "--ingress", action="append", default=[], metavar="[HOST=]SERVICE", help="ingress rule (repeatable)"
+    )
+    parser.add_argument("--listen", metavar="ADDR:PORT", default="127.0.0.1:0", help="for connectors (127.0.0.1:0)")
+    parser.add_argument("--public", metavar="ADDR:PORT", default="127.0.0.1:0", help="for visitors (127.0.0.1:0)")
+    parser.add_argument("--output", choices=("default", "json"), default="default", help="form of the event lines")
+    parser.add_argument("--fault", action="append", default=[], metavar="FAULT", help="misbehave, see below")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run `connector edge` with the arguments behind those words; returns the exit status."""
+    if not argv or argv[0] not in ("token", "ca"):
+        command, rest = "run", argv
+    else:
+        command, rest = argv[0], argv[1:]
+    try:
+        if command == "token":
+            return _token(rest)
+        if command == "ca":
+            return _ca(rest)
+        return _run(rest)
+    except ConnectorError as error:
+        print(f"connector edge: {error}", file=sys.stderr)
+        if error.advice:
+            print(error.advice, file=sys.stderr)
+        return 255 if isinstance(error, UsageError) else 1
+
+
+def _small_parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"connector edge {command}", description=description, formatter_class=_Help, allow_abbrev=False
+    )
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="as for `connector edge`")
+    return parser
+
+
+def _token(argv: list[str]) -> int:
+    parser = _small_parser("token", "Print the token of a tunnel to stdout.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file that declares the tunnel")
+    parser.add_argument("name", metavar="NAME", help="name of the tunnel")
+    args = parser.parse_args(argv)
+    name = check_name(args.name, "connector edge token")
+    declaration = Declaration(name)
+    if args.config is not None:
+        found = {declared.name: declared for declared in read_config_file(args.config)}
+        if name not in found:
+            raise ConfigError(f"{args.config}: there is no tunnel {name!r}", advice=f"It has: {', '.join(found)}.")
+        declaration.id, declaration.account, declaration.secret = (
+            found[name].id,
+            found[name].account,
+            found[name].secret,
+        )
+    store = TunnelStore(StateDir(args.state_dir or default_state_dir()))
+    if args.config is None and not store.knows(name):
+        print(f"connector edge: new tunnel {name!r}; serve it with --tunnel {name}", file=sys.stderr)
+    print(tunnel_token(store.resolve([declaration])[0]))
+    return 0
+
+
+def _ca(argv: list[str]) -> int:
+    args = _small_parser("ca", "Print the path of the CA file.").parse_args(argv)
+    print(Authority.open(StateDir(args.state_dir or default_state_dir())).ca_file)
+    return 0
+
+
+def _run(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    names = [check_name(name, "--tunnel") for name in args.tunnel]
+    settings = Settings(
+        (args.state_dir or default_state_dir()).absolute(),
+        tunnel_names=list(dict.fromkeys(names)) or ([] if args.config else ["dev"]),
+        config_file=args.config,
+        ingress=args.ingress,
+        listen=_address(args.listen, "--listen"),
+        public=_address(args.public, "--public"),
+        faults=parse_faults(args.fault),
+    )
+    colour = None if args.output == "default" else False
+    events = EventLog(sys.stdout, as_json=args.output == "json", colour=colour)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(settings, events))
+
+
+async def _serve(settings: Settings, events: EventLog) -> int:
+    import capnp  # noqa: PLC0415 - heavy, and not needed for `token` and `ca`
+
+    async with capnp.kj_loop():
+        edge = DevEdge(settings, events)
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _on_stop_signal, stop)
+        loop.add_signal_handler(signal.SIGHUP, edge.reload)
+        await edge.start()
+        await stop.wait()
+        await edge.stop()
+    events.emit("stopped")
+    return 0
+
+
+def _on_stop_signal(stop: asyncio.Event) -> None:
+    if stop.is_set():
+        os._exit(130)  # the second signal means now
+    stop.set()
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+    except ImportError:
+        return None
+    return uvloop.Loop
+
+
+def _address(text: str, flag: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"{flag} {text}: not ADDRESS:PORT", advice="For example 127.0.0.1:0.")
+    return host, int(port)

@@ -1,0 +1,398 @@
+"""The connectors that are attached: one link per connection, and the roster that spreads requests over them.
+
+Owns: the life of a connection (control stream, registration, configuration pushes, drain, loss) and the choice of
+a connection for a request.
+In: sockets of connectors; `Roster.pick`, `Link.open_request`. Out: HTTP/2 streams; events.
+Never: looks into proxied requests or payload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import uuid
+from typing import Any
+
+from connector.devedge.events import EventLog
+from connector.devedge.faults import Faults
+from connector.devedge.h2session import H2Session, H2Stream, RawHeaders, StreamHandler, StreamLostError
+from connector.devedge.registrar import ControlStream, Grant, Refusal, Registration
+from connector.devedge.tunnels import Directory, Tunnel
+
+LOCATION = "dev01"
+"""Colo name of the dev edge."""
+
+REGISTER_LIMIT = 15.0
+"""Seconds from TLS to a registration before the link is dropped (the connector's own limit is 5 s)."""
+
+CONTROL_LINGER = 2.0
+"""Seconds that a drained link waits for the connector to end its control stream."""
+
+PUSH_LIMIT = 15.0
+"""Seconds that a configuration push may take."""
+
+REPLY_LIMIT = 64 * 1024
+"""Bytes of a configuration reply that are read."""
+
+UPGRADE = b"cf-cloudflared-proxy-connection-upgrade"
+
+
+class Roster:
+    """All links, and per tunnel the registered ones in the order of their turns."""
+
+    def __init__(self, events: EventLog, faults: Faults, directory: Directory) -> None:
+        self.events = events
+        self.faults = faults
+        self.directory = directory
+        self.links: set[Link] = set()
+        self.closing: set[asyncio.Task[None]] = set()
+        self._turns: dict[uuid.UUID, list[Link]] = {}
+
+    def new_link(self) -> Link:
+        """Protocol factory of the edge listener."""
+        return Link(self)
+
+    def pick(self, tunnel: Tunnel) -> Link | None:
+        """The link whose turn it is."""
+        turns = self._turns.get(tunnel.id)
+        if not turns:
+            return None
+        link = turns.pop(0)
+        turns.append(link)
+        return link
+
+    def links_of(self, tunnel: Tunnel) -> list[Link]:
+        """Registered links that take requests."""
+        return list(self._turns.get(tunnel.id, ()))
+
+    def register(self, link: Link, registration: Registration) -> tuple[Tunnel, Grant]:
+        """Check a registration and enter the link; raises Refusal."""
+        tunnel = self.directory.tunnels.get(registration.tunnel)
+        # The comparison takes the same time whether or not the tunnel exists.
+        secret = tunnel.secret if tunnel else b"\0" * 32
+        account = tunnel.account if tunnel else ""
+        same_secret = hmac.compare_digest(secret, registration.secret)
+        same_account = hmac.compare_digest(account.encode(), registration.account.encode())
+        if tunnel is None:
+            raise Refusal("Unauthorized: Tunnel not found")
+        if not (same_secret and same_account):
+            raise Refusal("Unauthorized: Invalid tunnel secret")
+        for other in self.links:
+            known = other.registration
+            if (
+                other is not link
+                and known is not None
+                and not other.draining
+                and known.connector == registration.connector
+                and known.conn_index == registration.conn_index
+                and known.tunnel == registration.tunnel
+            ):
+                raise Refusal("EDUPCONN", should_retry=True)
+        self._turns.setdefault(tunnel.id, []).append(link)
+        return tunnel, Grant(uuid.uuid4(), LOCATION, tunnel.config is not None)
+
+    def withdraw(self, link: Link) -> None:
+        """Give a link no more requests."""
+        for turns in self._turns.values():
+            if link in turns:
+                turns.remove(link)
+
+    def push_all(self) -> None:
+        """Push the configuration of every tunnel to every link that takes requests."""
+        for turns in self._turns.values():
+            for link in turns:
+                link.push_configuration()
+
+    async def close(self) -> None:
+        """Wait until every link that is going is gone."""
+        while self.closing:
+            await asyncio.wait(self.closing)
+
+
+class Link(H2Session):
+    """One connection of a connector. Made by the listener for each TLS connection."""
+
+    def __init__(self, roster: Roster) -> None:
+        super().__init__(client=True)
+        self.roster = roster
+        self.registration: Registration | None = None
+        self.connection: uuid.UUID | None = None
+        self.tunnel_id: uuid.UUID | None = None
+        self.draining = False
+        self.address = ""
+        self.requests = 0
+        self._open_requests = 0
+        self._control_over = False
+        self._control: ControlStream | None = None
+        self._control_id = 0
+        self._timers: list[asyncio.TimerHandle] = []
+        self._fault = roster.faults.take_registration()
+
+    # H2Session.
+
+    def on_connected(self) -> None:
+        """TLS stands: open the control stream."""
+        assert self.transport is not None
+        peer = self.transport.get_extra_info("peername") or ("?", 0)
+        self.address = f"{peer[0]}:{peer[1]}"
+        self.roster.links.add(self)
+        self._control = ControlStream(self, self._fault, self.abort)
+        headers = [
+            (b":method", b"POST"),
+            (b":scheme", b"https"),
+            (b":authority", b"dev-edge.invalid"),
+            (b":path", b"/control"),
+            (UPGRADE, b"control-stream"),
+        ]
+        stream = self.open_stream(headers, self._control)
+        self._control_id = stream.id
+        self._control.start(stream)
+        self._after(REGISTER_LIMIT, self._registration_late)
+
+    def on_goaway(self) -> None:
+        """The connector takes no new streams."""
+        self.drain()
+
+    def on_lost(self, error: BaseException | None) -> None:
+        """Leave the roster and take the RPC session down."""
+        for timer in self._timers:
+            timer.cancel()
+        self.roster.links.discard(self)
+        self.roster.withdraw(self)
+        text = str(error) if error is not None else None
+        self.roster.events.emit("disconnected", **self._identity(), error=text)
+        if self._control is not None:
+            task = self.loop.create_task(self._control.close(), name="devedge rpc close")
+            self.roster.closing.add(task)
+            task.add_done_callback(self.roster.closing.discard)
+
+    # Desk: what the RPC asks.
+
+    def register(self, registration: Registration) -> Grant:
+        """Decide about a registration; raises Refusal."""
+        try:
+            if self.registration is not None:
+                raise Refusal("this connection is registered already")
+            self._refuse_by_fault()
+            tunnel, grant = self.roster.register(self, registration)
+        except Refusal as refusal:
+            self.roster.events.emit(
+                "register_refused",
+                cause=refusal.cause,
+                tunnel=str(registration.tunnel),
+                connector=str(registration.connector),
+                conn_index=registration.conn_index,
+                address=self.address,
+            )
+            raise
+        registration.secret = b""
+        self.registration = registration
+        self.connection = grant.connection
+        self.tunnel_id = tunnel.id
+        self.roster.events.emit(
+            "registered",
+            **self._identity(),
+            version=registration.version,
+            arch=registration.arch,
+            features=sorted(registration.features),
+            protocol="http2",
+        )
+        self._after(0, self.push_configuration)  # behind the RPC answer
+        if self.roster.faults.goaway_after is not None:
+            self._after(self.roster.faults.goaway_after, self._go_away)
+        return grant
+
+    def _refuse_by_fault(self) -> None:
+        if self._fault == "EDUPCONN":
+            raise Refusal("EDUPCONN", should_retry=True)
+        if self._fault == "unauthorized":
+            raise Refusal("Unauthorized: Invalid tunnel secret")
+        if self._fault == "permanent":
+            raise Refusal("dev edge fault: registration=permanent")
+        if self._fault == "retry-after":
+            raise Refusal("try later", retry_after=self.roster.faults.retry_after, should_retry=True)
+
+    def unregister(self) -> None:
+        """The connector wants to leave."""
+        self.roster.events.emit("unregistered", **self._identity())
+        self.drain()
+
+    def local_configuration(self, config: bytes) -> None:
+        """Show what a locally managed connector reports."""
+        try:
+            value: Any = json.loads(config)
+        except ValueError:
+            value = None
+        self.roster.events.emit("local_configuration", **self._identity(), config=value)
+
+    def control_ended(self) -> None:
+        """The connector ended its control stream: it leaves, or it never registered."""
+        self._control_over = True
+        self.roster.withdraw(self)
+        if self.registration is None:
+            self.close()
+        else:
+            self.drain()
+
+    # Requests.
+
+    def open_request(self, headers: RawHeaders, handler: StreamHandler, *, end_stream: bool) -> H2Stream:
+        """Open the stream of one proxied request; `request_done` must follow once. Raises StreamLostError."""
+        stream = self.open_stream(headers, handler, end_stream=end_stream)
+        self._open_requests += 1
+        self.requests += 1
+        if self.requests == self.roster.faults.close_after:
+            self._after(0, self.abort)
+        return stream
+
+    def request_done(self) -> None:
+        """A proxied request is over."""
+        self._open_requests -= 1
+        self._close_when_idle()
+
+    def push_configuration(self) -> None:
+        """Send the tunnel's configuration; the reply becomes an event."""
+        tunnel = self.roster.directory.tunnels.get(self.tunnel_id) if self.tunnel_id else None
+        if tunnel is None or tunnel.config is None or self.draining:
+            return
+        self.push(tunnel.version, tunnel.config)
+
+    def push(self, version: int, config: object) -> None:
+        """Send any configuration value as `version`."""
+        headers = [
+            (b":method", b"POST"),
+            (b":scheme", b"https"),
+            (b":authority", b"dev-edge.invalid"),
+            (b":path", b"/configuration"),
+            (b"content-type", b"application/json"),
+            (UPGRADE, b"update-configuration"),
+        ]
+        push = _Push(self, version)
+        try:
+            stream = self.open_stream(headers, push)
+        except StreamLostError:
+            return
+        push.start(stream, json.dumps({"version": version, "config": config}, separators=(",", ":")).encode())
+
+    # Leaving.
+
+    def drain(self) -> None:
+        """Send no new requests; close when the open ones are done."""
+        if self.draining:
+            self._close_when_idle()
+            return
+        self.draining = True
+        self.roster.withdraw(self)
+        self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        if not self.draining or self._open_requests or self.transport is None:
+            return
+        if self._control_over:
+            self.close()
+        else:
+            self._after(CONTROL_LINGER, self._linger_over)
+
+    def _linger_over(self) -> None:
+        if not self._open_requests:
+            self.close()
+
+    def _go_away(self) -> None:
+        self.send_goaway()
+        self.draining = True
+        self.roster.withdraw(self)
+        if self._open_requests == 0:
+            self.close()
+        else:
+            self._control_over = True
+
+    def _registration_late(self) -> None:
+        if self.registration is None:
+            self.failure = f"no registration within {REGISTER_LIMIT:g} s"
+            self.abort()
+
+    def _after(self, delay: float, call: Any) -> None:
+        self._timers.append(self.loop.call_later(delay, call))
+
+    def _identity(self) -> dict[str, Any]:
+        known = self.registration
+        return {
+            "tunnel": str(known.tunnel) if known else None,
+            "connector": str(known.connector) if known else None,
+            "connection": str(self.connection) if self.connection else None,
+            "conn_index": known.conn_index if known else None,
+            "address": self.address,
+        }
+
+
+class _Push:
+    """One configuration push."""
+
+    def __init__(self, link: Link, version: int) -> None:
+        self._link = link
+        self._version = version
+        self._reply = bytearray()
+        self._status = b""
+        self._stream: H2Stream | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, stream: H2Stream, body: bytes) -> None:
+        """Send the body; the whole exchange has PUSH_LIMIT seconds."""
+        self._stream = stream
+        stream.write(body)
+        stream.write_eof()
+        self._timer = self._link.loop.call_later(PUSH_LIMIT, self._late)
+
+    def on_headers(self, headers: RawHeaders) -> None:
+        self._status = dict(headers).get(b":status", b"")
+
+    def on_data(self, data: bytes) -> None:
+        if self._stream is not None:
+            self._stream.consumed(len(data))
+        if len(self._reply) < REPLY_LIMIT:
+            self._reply += data
+
+    def on_eof(self, trailers: RawHeaders) -> None:
+        if self._status != b"200":
+            self._tell(False, f"the connector answered status {self._status.decode()}")
+            return
+        try:
+            reply = json.loads(self._reply)
+            applied, error = reply["lastAppliedVersion"], reply["err"]
+        except (ValueError, KeyError, TypeError):
+            self._tell(False, "the connector's reply is not the JSON it should be")
+            return
+        if error is None:
+            self._tell(True, None)
+        else:
+            text = error if isinstance(error, str) else json.dumps(error)
+            self._tell(False, f"{text} (version {applied} stays in force)")
+
+    def on_reset(self, error: BaseException | None) -> None:
+        self._tell(False, str(error))
+
+    def pause_writing(self) -> None:
+        """The body is written already."""
+
+    def resume_writing(self) -> None:
+        """The body is written already."""
+
+    def _late(self) -> None:
+        if self._stream is not None:
+            self._stream.reset()
+        self._tell(False, f"no reply within {PUSH_LIMIT:g} s")
+
+    def _tell(self, applied: bool, error: str | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        link = self._link
+        link.roster.events.emit(
+            "configuration",
+            tunnel=str(link.tunnel_id),
+            connector=str(link.registration.connector) if link.registration else None,
+            conn_index=link.registration.conn_index if link.registration else None,
+            version=self._version,
+            applied=applied,
+            error=error,
+        )

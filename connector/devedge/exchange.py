@@ -1,0 +1,377 @@
+"""One visitor's request on its way through a connector and back.
+
+Owns: the choice of tunnel and link, the request's ray, the error pages, the count of bytes, and the end of both sides.
+In: calls of a `Visitor` (eyeball_h1.py, eyeball_h2.py) and of the connector's stream. Out: calls on both; events.
+Never: buffers payload. What one side does not take, the other is told not to send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+from typing import Protocol
+
+import h2.errors
+
+from connector.devedge.connectors import Link, Roster
+from connector.devedge.h2session import H2Stream, RawHeaders, StreamLostError
+from connector.devedge.headers import Head, request_headers, websocket_accept
+from connector.errors import WireError
+
+HEAD_LIMIT = 100.0
+"""Seconds until the response head must be there (the real edge: 100 s, then error 524)."""
+
+LEAVE_LIMIT = 10.0
+"""Seconds that the origin has to end a WebSocket after its visitor closed."""
+
+
+class Visitor(Protocol):
+    """The visitor's side of one exchange. No call may raise.
+
+    For each `write(data)` the visitor calls `Exchange.accepted(len(data))` once its socket took the data.
+    """
+
+    def respond(self, status: int, headers: RawHeaders) -> None:
+        """Send the head."""
+
+    def switch(self, headers: RawHeaders) -> None:
+        """Accept the WebSocket: raw bytes follow both ways."""
+
+    def write(self, data: bytes) -> None:
+        """Send payload."""
+
+    def write_eof(self, trailers: RawHeaders) -> None:
+        """End the response."""
+
+    def abort(self) -> None:
+        """End the response so that the visitor sees that it is cut off."""
+
+    def pause_reading(self) -> None:
+        """The connector takes no more of the request."""
+
+    def resume_reading(self) -> None:
+        """The connector takes more."""
+
+
+class Exchange:
+    """One request. Made, then `start`ed; then the visitor calls `body`, `body_end`, `left`, `accepted`."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        visitor: Visitor,
+        *,
+        method: bytes,
+        host: bytes,
+        target: bytes,
+        headers: RawHeaders,
+        client: str,
+        websocket: bool,
+        make_key: bool = False,
+    ) -> None:
+        self._roster = roster
+        self._visitor: Visitor | None = visitor
+        self._method = method
+        self._host = host
+        self._target = target
+        self._headers = headers
+        self._client = client
+        self._websocket = websocket
+        self._key = base64.b64encode(secrets.token_bytes(16)) if make_key else b""
+        self.ray = secrets.token_hex(8) + "-DEV"
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._last = self._started
+        self._up = 0
+        self._down = 0
+        self._link: Link | None = None
+        self._upstream: H2Stream | None = None
+        self._head_sent = False
+        self._streaming = False  # payload of the connector goes to the visitor
+        self._request_ended = False
+        self._response_ended = False
+        self._finished = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, *, end_stream: bool) -> None:
+        """Route the request and open its stream, or answer with a page."""
+        host = host_name(self._host)
+        self._request_ended = end_stream
+        self._roster.events.emit(
+            "request",
+            ray=self.ray,
+            kind="websocket" if self._websocket else "http",
+            method=self._method.decode("latin-1"),
+            host=self._host.decode("latin-1"),
+            path=self._target.partition(b"?")[0].decode("latin-1"),
+            client=self._client,
+        )
+        tunnel = self._roster.directory.by_host(host)
+        if tunnel is None:
+            known = ", ".join(self._roster.directory.hostnames)
+            self._page(
+                530,
+                "1016",
+                f"The dev edge knows no tunnel for host {host!r}.",
+                f"Known hosts: {known}. Declare it with --ingress {host or 'HOST'}=SERVICE, or under `hostnames` of a"
+                " tunnel in --config.",
+            )
+            return
+        link = self._roster.pick(tunnel)
+        if link is None:
+            self._page(
+                530,
+                "1033",
+                f"Tunnel {tunnel.name!r} has no connector attached to the dev edge.",
+                f"Print its token with `connector edge token {tunnel.name}` and start a connector with it.",
+            )
+            return
+        self._open(link, end_stream=end_stream)
+
+    def _open(self, link: Link, *, end_stream: bool) -> None:
+        headers = request_headers(
+            self._method,
+            self._host,
+            self._target,
+            self._headers,
+            ray=self.ray,
+            client=self._client,
+            websocket=self._websocket,
+        )
+        if self._key:
+            headers.append((b"sec-websocket-key", self._key))
+        try:
+            self._upstream = link.open_request(headers, self, end_stream=end_stream)
+        except StreamLostError as error:
+            self._page(502, "502", f"The dev edge could not send the request to the connector: {error}.", "Try again.")
+            return
+        self._link = link
+        self._timer = self._loop.call_later(HEAD_LIMIT, self._head_late)
+
+    # From the visitor.
+
+    def body(self, data: bytes) -> None:
+        """Payload of the request."""
+        if self._upstream is None or self._request_ended:
+            return
+        self._up += len(data)
+        self._last = self._loop.time()
+        self._upstream.write(data)
+
+    def body_end(self) -> None:
+        """End of the request."""
+        if self._request_ended:
+            return
+        self._request_ended = True
+        if self._upstream is not None:
+            self._upstream.write_eof()
+        self._maybe_finish()
+
+    def left(self, *, clean: bool) -> None:
+        """The visitor left: `clean` when it closed, not clean when it reset."""
+        self._visitor = None
+        if self._finished:
+            return
+        if self._upstream is not None and self._websocket and clean:
+            self._streaming = False
+            self.body_end()
+            if not self._finished:
+                self._restart_timer(LEAVE_LIMIT, self._cancel)
+            return
+        self._cancel()
+
+    def accepted(self, size: int) -> None:
+        """The visitor's socket took `size` bytes of the response."""
+        if self._upstream is not None:
+            self._upstream.consumed(size)
+
+    # From the connector's stream.
+
+    def on_headers(self, raw: RawHeaders) -> None:
+        """The response head."""
+        self._stop_timer()
+        if self._visitor is None:
+            return
+        try:
+            head = Head(raw)
+        except WireError as error:
+            self._give_up(f"The connector sent a response that the dev edge does not understand: {error}.")
+            return
+        if head.from_connector:
+            what = "has reached its limit of flows" if head.flow_limited else "could not get an answer from the origin"
+            self._page(
+                502,
+                "502",
+                f"The connector {what} (hop: connector to origin).",
+                "Check that the origin service runs, and the connector's log.",
+            )
+            return
+        accept = head.get(b"sec-websocket-accept")
+        if self._websocket and head.status == 200 and accept is not None:
+            if self._key and accept != websocket_accept(self._key):
+                self._give_up("The origin answered the WebSocket handshake with a wrong Sec-WebSocket-Accept.")
+                return
+            drop = frozenset((b"content-length",)) | (
+                frozenset((b"sec-websocket-accept",)) if self._key else frozenset()
+            )
+            self._started_response(200 if self._key else 101)
+            self._visitor.switch([*head.end_to_end(drop=drop), (b"Cf-Ray", self.ray.encode())])
+            self._watch_idle()
+            return
+        if self._websocket:  # refused: an ordinary response, and nothing more to send
+            self._websocket = False
+            self.body_end()
+        self._started_response(head.status)
+        self._visitor.respond(head.status, [*head.end_to_end(), (b"Cf-Ray", self.ray.encode())])
+
+    def on_data(self, data: bytes) -> None:
+        """Payload of the response."""
+        self._down += len(data)
+        self._last = self._loop.time()
+        if self._streaming and self._visitor is not None:
+            self._visitor.write(data)
+        elif self._upstream is not None:
+            self._upstream.consumed(len(data))
+
+    def on_eof(self, trailers: RawHeaders) -> None:
+        """End of the response."""
+        self._response_ended = True
+        if not self._head_sent and self._visitor is not None:
+            self._give_up("The connector ended the response without a head.")
+            return
+        if self._streaming and self._visitor is not None:
+            self._streaming = False
+            self._visitor.write_eof([(name, value) for name, value in trailers if not name.startswith(b":")])
+        self._maybe_finish()
+
+    def on_reset(self, error: BaseException | None) -> None:
+        """The connector reset the stream, or its link is gone."""
+        self._upstream = None
+        if self._finished:
+            return
+        if not self._head_sent:
+            self._page(
+                502,
+                "502",
+                f"The connector gave the request up: {error} (hop: dev edge to connector).",
+                "Check that the connector runs, and its log.",
+            )
+            return
+        if self._streaming and self._visitor is not None:
+            self._visitor.abort()
+        self._finish()
+
+    def pause_writing(self) -> None:
+        """The connector takes no more for now."""
+        if self._visitor is not None:
+            self._visitor.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The connector takes more."""
+        if self._visitor is not None:
+            self._visitor.resume_reading()
+
+    # Ends.
+
+    def _started_response(self, status: int) -> None:
+        self._head_sent = True
+        self._streaming = True
+        self._roster.events.emit("response", ray=self.ray, status=status)
+
+    def _page(self, status: int, code: str, what: str, advice: str) -> None:
+        """Answer with a text page of the edge's own."""
+        visitor = self._visitor
+        if visitor is not None and not self._head_sent:
+            self._head_sent = True
+            self._roster.events.emit("response", ray=self.ray, status=status)
+            body = f"error {code}\n\n{what}\n{advice}\n\nray {self.ray}\n".encode()
+            visitor.respond(
+                status,
+                [
+                    (b"Content-Type", b"text/plain; charset=utf-8"),
+                    (b"Content-Length", str(len(body)).encode()),
+                    (b"Cache-Control", b"no-store"),
+                    (b"Server", b"connector-dev-edge"),
+                    (b"Cf-Ray", self.ray.encode()),
+                ],
+            )
+            if self._method != b"HEAD":
+                visitor.write(body)
+            visitor.write_eof(())
+        self._streaming = False
+        self._response_ended = True
+        if self._upstream is not None:
+            self._upstream.reset(h2.errors.ErrorCodes.CANCEL)
+            self._upstream = None
+        self._finish()
+
+    def _give_up(self, what: str) -> None:
+        self._page(502, "502", what, "This is a fault of the connector or of the origin behind it.")
+
+    def _cancel(self) -> None:
+        if self._upstream is not None:
+            self._upstream.reset(h2.errors.ErrorCodes.CANCEL)
+            self._upstream = None
+        self._finish()
+
+    def _head_late(self) -> None:
+        self._page(
+            524,
+            "524",
+            f"No response came through the connector within {HEAD_LIMIT:g} s (hop: origin).",
+            "The origin took the request and is too slow.",
+        )
+
+    def _watch_idle(self) -> None:
+        limit = self._roster.faults.idle_cut
+        if limit is None:
+            return
+        left = self._last + limit - self._loop.time()
+        if left > 0:
+            self._restart_timer(left, self._watch_idle)
+            return
+        if self._visitor is not None:
+            self._visitor.abort()
+        self._cancel()
+
+    def _maybe_finish(self) -> None:
+        if not self._response_ended or self._finished:
+            return
+        if self._request_ended:
+            self._finish()
+        elif not self._websocket:  # the origin answered before it had read everything: the rest is not wanted
+            self._cancel()
+
+    def _finish(self) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        self._stop_timer()
+        if self._link is not None:
+            self._link.request_done()
+            self._link = None
+        self._roster.events.emit(
+            "stream_closed",
+            ray=self.ray,
+            bytes_up=self._up,
+            bytes_down=self._down,
+            ms=round((self._loop.time() - self._started) * 1000),
+        )
+
+    def _restart_timer(self, delay: float, call: object) -> None:
+        self._stop_timer()
+        self._timer = self._loop.call_later(delay, call)  # type: ignore[arg-type]
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def host_name(host: bytes) -> str:
+    """The name in a Host field: lower case, without port, brackets and final dot."""
+    text = host.decode("latin-1").lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0].rstrip(".")

@@ -1,0 +1,289 @@
+"""The registration RPC, the edge's half: pycapnp's server on the control stream of one connection.
+
+Owns: the bridge between a control stream and pycapnp, and the RegistrationServer capability.
+In: bytes of the control stream; a `Desk` that decides. Out: Registration and Refusal values, RPC answers.
+Never: knows the set of tunnels or connections (connectors.py decides), or logs a secret.
+
+Strategy: pycapnp speaks to a socket only, so a socket pair stands between it and the stream. The one task of a
+connection lives for the set-up; afterwards all is callbacks. Must run inside `capnp.kj_loop()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import uuid
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import capnp
+import h2.errors
+
+from connector.devedge.h2session import H2Stream, RawHeaders
+
+GARBAGE = bytes(range(255, 0, -1)) * 4
+"""No Cap'n Proto message: its first word announces four billion segments."""
+
+
+class Registration:
+    """What a connector asks for. `secret` is compared and forgotten; it is not part of the repr."""
+
+    __slots__ = ("account", "arch", "conn_index", "connector", "features", "local_ip", "secret", "tunnel", "version")
+
+    def __init__(self, account: str, secret: bytes, tunnel: bytes, conn_index: int, options: Any) -> None:
+        self.account = account
+        self.secret = secret
+        self.tunnel = _uuid(tunnel)
+        self.conn_index = conn_index
+        client = options.client
+        self.connector = _uuid(bytes(client.clientId))
+        self.features = [str(feature) for feature in client.features]
+        self.version = str(client.version)
+        self.arch = str(client.arch)
+        self.local_ip = bytes(options.originLocalIp)
+
+    def __repr__(self) -> str:
+        return f"<Registration {self.connector}/{self.conn_index} for {self.tunnel}>"
+
+
+class Grant:
+    """Registration accepted."""
+
+    __slots__ = ("connection", "location", "remotely_managed")
+
+    def __init__(self, connection: uuid.UUID, location: str, remotely_managed: bool) -> None:
+        self.connection = connection
+        self.location = location
+        self.remotely_managed = remotely_managed
+
+
+class Refusal(Exception):
+    """Registration refused; becomes the `error` member of the answer, not an RPC exception."""
+
+    def __init__(self, cause: str, *, retry_after: float = 0.0, should_retry: bool = False) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.retry_after = retry_after
+        self.should_retry = should_retry
+
+
+class Desk(Protocol):
+    """Who decides about one connection."""
+
+    def register(self, registration: Registration) -> Grant:
+        """Accept, or raise Refusal."""
+
+    def unregister(self) -> None:
+        """The connector wants no new requests."""
+
+    def local_configuration(self, config: bytes) -> None:
+        """A locally managed connector shows its configuration."""
+
+    def control_ended(self) -> None:
+        """The control stream is over."""
+
+
+def _load_schema() -> Any:
+    try:
+        from connector.transport.rpc import load_schema  # noqa: PLC0415 - the seam to the shared schema files
+    except ImportError:
+        from pathlib import Path
+
+        return capnp.load(str(Path(__file__).parents[2] / "proto" / "tunnelrpc.capnp"))
+    return load_schema("tunnelrpc")
+
+
+_server_class: Any = None
+
+
+def _server(desk: Desk, fault: str | None, gone: asyncio.Event) -> Any:
+    """Make the capability object; its class can only be made after the schema is loaded."""
+    global _server_class  # noqa: PLW0603
+    if _server_class is None:
+        schema = _load_schema()
+
+        class RegistrationServer(schema.RegistrationServer.Server):  # type: ignore[misc,name-defined]
+            """The edge's capability for one connection."""
+
+            def __init__(self, desk: Desk, fault: str | None, gone: asyncio.Event) -> None:
+                self.desk = desk
+                self.fault = fault
+                self.gone = gone
+
+            async def registerConnection(
+                self, auth: Any, tunnelId: Any, connIndex: int, options: Any, _context: Any, **_: Any
+            ) -> None:
+                registration = Registration(
+                    str(auth.accountTag), bytes(auth.tunnelSecret), bytes(tunnelId), int(connIndex), options
+                )
+                if self.fault == "stall":
+                    await self.gone.wait()
+                if self.fault == "exception":
+                    raise RuntimeError("dev edge fault: registration=exception")
+                answer = _context.results.init("result").result
+                try:
+                    grant = self.desk.register(registration)
+                except Refusal as refusal:
+                    error = answer.init("error")
+                    error.cause = refusal.cause
+                    error.retryAfter = int(refusal.retry_after * 1e9)
+                    error.shouldRetry = refusal.should_retry
+                    return
+                details = answer.init("connectionDetails")
+                details.uuid = grant.connection.bytes
+                details.locationName = grant.location
+                details.tunnelIsRemotelyManaged = grant.remotely_managed
+
+            async def unregisterConnection(self, _context: Any, **_: Any) -> None:
+                self.desk.unregister()
+
+            async def updateLocalConfiguration(self, config: Any, _context: Any, **_: Any) -> None:
+                self.desk.local_configuration(bytes(config))
+
+        _server_class = RegistrationServer
+    return _server_class(desk, fault, gone)
+
+
+class ControlStream:
+    """The control stream of one connection, served by pycapnp. `close` must be awaited before the loop ends."""
+
+    def __init__(self, desk: Desk, fault: str | None, on_close_fault: Callable[[], None]) -> None:
+        self._desk = desk
+        self._fault = fault
+        self._on_close_fault = on_close_fault
+        self._stream: H2Stream | None = None
+        self._gone = asyncio.Event()
+        self._server: Any = None
+        self._rpc_stream: Any = None
+        self._ours: asyncio.Transport | None = None
+        self._early = bytearray()
+        self._ended = False
+        self._opening: asyncio.Task[None] | None = None
+
+    def start(self, stream: H2Stream) -> None:
+        """Take the opened stream and begin to serve."""
+        self._stream = stream
+        self._opening = asyncio.get_running_loop().create_task(self._open(), name="devedge rpc")
+
+    async def _open(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await loop.create_connection(lambda: _Pump(self), sock=ours)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        self._ours = transport
+        try:
+            self._rpc_stream = await capnp.AsyncIoStream.create_connection(sock=theirs)
+        except BaseException:
+            theirs.close()
+            raise
+        self._server = capnp.TwoPartyServer(self._rpc_stream, bootstrap=_server(self._desk, self._fault, self._gone))
+        if self._early:
+            transport.write(bytes(self._early))
+            self._early.clear()
+        if self._ended:
+            transport.write_eof()
+
+    async def close(self) -> None:
+        """End the RPC session and wait until nothing of it is left."""
+        self._gone.set()
+        self._ended = True
+        if self._opening is not None:
+            self._opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await self._opening
+            self._opening = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if self._rpc_stream is not None:
+            self._rpc_stream.close()
+            self._rpc_stream = None
+        if self._ours is not None:
+            self._ours.abort()
+            self._ours = None
+
+    # From the HTTP/2 stream.
+
+    def on_headers(self, headers: RawHeaders) -> None:
+        """The connector answered 200; nothing depends on it."""
+
+    def on_data(self, data: bytes) -> None:
+        """RPC bytes of the connector."""
+        stream = cast(H2Stream, self._stream)
+        stream.consumed(len(data))
+        if self._fault == "close":
+            self._on_close_fault()
+            return
+        if self._fault == "garbage":
+            stream.write(GARBAGE)
+            return
+        if self._server is None:
+            self._early += data
+            if len(self._early) > 1024 * 1024:
+                stream.reset(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+        elif self._ours is not None:
+            self._ours.write(data)
+
+    def on_eof(self, trailers: RawHeaders) -> None:
+        """The connector closed its RPC client."""
+        self._end()
+
+    def on_reset(self, error: BaseException | None) -> None:
+        """The stream or the connection is gone."""
+        self._end()
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if self._server is not None and self._ours is not None and not self._ours.is_closing():
+            self._ours.write_eof()
+        self._desk.control_ended()
+
+    def pause_writing(self) -> None:
+        """RPC messages are small: the socket pair's buffer holds what is on its way."""
+        if self._ours is not None:
+            self._ours.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        if self._ours is not None:
+            self._ours.resume_reading()
+
+    # From pycapnp, through the socket pair.
+
+    def rpc_bytes(self, data: bytes) -> None:
+        """Bytes of the RPC server for the connector."""
+        if self._stream is not None:
+            self._stream.write(data)
+
+    def rpc_ended(self) -> None:
+        """Pycapnp closed its end: an abort was sent, or the client left."""
+        if self._stream is not None:
+            self._stream.write_eof()
+
+
+class _Pump(asyncio.Protocol):
+    """Our end of the socket pair."""
+
+    def __init__(self, control: ControlStream) -> None:
+        self._control = control
+
+    def data_received(self, data: bytes) -> None:
+        self._control.rpc_bytes(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._control.rpc_ended()
+
+
+def _uuid(data: bytes) -> uuid.UUID:
+    if len(data) != 16:
+        raise ValueError(f"an id of {len(data)} bytes instead of 16")
+    return uuid.UUID(bytes=data)
