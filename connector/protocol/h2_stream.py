@@ -16,7 +16,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from connector.protocol.ports import Buffer, Headers, RequestKind, ResetCode, ResponseSource, StreamSink
+from connector.protocol.ports import Buffer, Headers, Request, RequestKind, ResetCode, ResponseSource, StreamSink
 from connector.wire.h2_frames import (
     CONTINUATION,
     DATA,
@@ -35,11 +35,11 @@ from connector.wire.h2_headers import (
     STATUS_FIELDS,
     content_length_field,
     encode_serialised_headers,
-    hpack_literal,
     is_field_name,
     is_field_value,
     response_headers_field,
 )
+from connector.wire.h2_hpack import hpack_literal
 
 if TYPE_CHECKING:
     from connector.protocol.h2_connection import H2Connection
@@ -65,6 +65,30 @@ _NOT_IN_TRAILERS = frozenset(
     b"transfer-encoding upgrade www-authenticate".split()
 )
 _NO_BODY_STATUS = (204, 304)
+
+
+class _NoSink:
+    """The sink of a stream that is still being accepted, or that was answered without the proxy."""
+
+    __slots__ = ()
+
+    def on_data(self, data: Buffer) -> None:
+        """Ignore."""
+
+    def on_eof(self) -> None:
+        """Ignore."""
+
+    def on_reset(self, error: BaseException | None) -> None:
+        """Ignore."""
+
+    def pause_writing(self) -> None:
+        """Ignore."""
+
+    def resume_writing(self) -> None:
+        """Ignore."""
+
+
+_NO_SINK = _NoSink()
 
 
 class H2Stream:
@@ -98,17 +122,17 @@ class H2Stream:
         "waiting",
     )
 
-    def __init__(self, connection: H2Connection, stream_id: int, sink: StreamSink, send_window: int) -> None:
+    def __init__(self, connection: H2Connection, stream_id: int, request: Request, send_window: int) -> None:
         self.connection = connection
         self.stream_id = stream_id
-        self.sink = sink
-        self.kind = RequestKind.HTTP
-        self.head_only = False  # the response to HEAD ends with its head
+        self.sink: StreamSink = _NO_SINK
+        self.kind = request.kind
+        self.head_only = request.method == b"HEAD"  # the response ends with its head
         self.receive_window = connection.limits.stream_window
         self.send_window = send_window
         self.owed = 0  # consumed, but not yet given back as credit
-        self.body_left = -1  # what content-length still allows; -1: no content-length
-        self.receiving = True  # = not receive_ended and not discarding and body_left < 0
+        self.body_left = request.content_length  # what it still allows; -1: no content-length
+        self.receiving = request.content_length < 0  # = not receive_ended and not discarding and body_left < 0
         self.receive_ended = False
         self.discarding = False
         self.streaming = False  # = responded, nothing pending, no end queued or sent
@@ -299,6 +323,7 @@ class H2Stream:
         """Send a 1xx head in front of the response."""
         if not self.responded and not self.closed:
             self._send_headers(STATUS_FIELDS[status], False)
+            self.connection.tail = None  # the end goes on no other head than the last
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

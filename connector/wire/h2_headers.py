@@ -1,10 +1,9 @@
 """The edge protocol's header conventions over HTTP/2 (proto/README.md, HTTP/2 part).
 
 Owns: canonical spelling of names, the serialised list in `cf-cloudflared-response-headers`, the response meta values,
-the names of the control headers, and the literal HPACK encoding of response heads.
+the names of the control headers, and the encoded fields of response heads.
 In: header fields from origins, or bytes from the peer. Out: bytes, or header fields; WireError for a bad list.
-Never: keeps connection state: every literal here is "never put in a table", so an encoded field is valid on any
-connection and may be cached.
+Never: keeps connection state: every encoded field is a literal that no table remembers, valid on any connection.
 
 *Strategy*: a name is spelled, filtered and encoded once and then looked up; caches stop growing at NAME_CACHE_LIMIT.
 """
@@ -15,6 +14,7 @@ import binascii
 from collections.abc import Sequence
 
 from connector.errors import WireError
+from connector.wire.h2_hpack import hpack_literal, hpack_string
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -127,32 +127,6 @@ def is_field_value(value: bytes) -> bool:
     return not value.translate(None, _GOOD_VALUE_BYTES)
 
 
-# Literals of HPACK (RFC 7541 section 6.2.2), without Huffman coding and without indexing: they leave no trace in the
-# decoder's table, so they may be made once and sent on any connection. A response costs about 100 bytes more on the
-# wire than with a table and about 40 us less here, which is the better bargain for many small responses.
-
-HPACK_NO_TABLE = b"\x20"
-"""Dynamic table size update to 0 (RFC 7541 section 6.3): first on a connection, and no later setting matters."""
-
-
-def _hpack_string(data: bytes) -> bytes:
-    length = len(data)
-    if length < 127:
-        return bytes((length,)) + data
-    prefix = bytearray(b"\x7f")
-    length -= 127
-    while length > 127:
-        prefix.append(length & 127 | 128)
-        length >>= 7
-    prefix.append(length)
-    return bytes(prefix) + data
-
-
-def hpack_literal(name: bytes, value: bytes) -> bytes:
-    """Return one header field as a literal without indexing, with a new name."""
-    return b"\x00" + _hpack_string(name) + _hpack_string(value)
-
-
 _STATUS_INDEX = {200: 8, 204: 9, 206: 10, 304: 11, 400: 12, 404: 13, 500: 14}
 STATUS_FIELDS = [
     bytes((0x80 | _STATUS_INDEX[status],)) if status in _STATUS_INDEX else b"\x08\x03" + str(status).encode()
@@ -163,18 +137,18 @@ STATUS_FIELDS = [
 META_ORIGIN_FIELD = hpack_literal(RESPONSE_META, META_ORIGIN)
 META_CONNECTOR_FIELD = hpack_literal(RESPONSE_META, META_CONNECTOR)
 META_FLOW_LIMITED_FIELD = hpack_literal(RESPONSE_META, META_FLOW_LIMITED)
-_RESPONSE_HEADERS_NAME = b"\x00" + _hpack_string(RESPONSE_HEADERS)
+_RESPONSE_HEADERS_NAME = b"\x00" + hpack_string(RESPONSE_HEADERS)
 _CONTENT_LENGTH_NAME = b"\x0f\x0d"  # static table entry 28 = 15 + 13
 
 
 def response_headers_field(serialised: bytes) -> bytes:
     """Return the HPACK literal of `cf-cloudflared-response-headers` with this value."""
-    return _RESPONSE_HEADERS_NAME + _hpack_string(serialised)
+    return _RESPONSE_HEADERS_NAME + hpack_string(serialised)
 
 
 def content_length_field(headers: Headers) -> bytes:
     """Return the HPACK literal that copies an origin's `content-length`; empty when it has none that is a number."""
     for name, value in headers:
         if len(name) == 14 and name.lower() == b"content-length":
-            return _CONTENT_LENGTH_NAME + _hpack_string(value) if value.isdigit() else b""
+            return _CONTENT_LENGTH_NAME + hpack_string(value) if value.isdigit() else b""
     return b""
