@@ -133,7 +133,7 @@ class H1Visitor(asyncio.Protocol):
         self._stop_idle()
         self._early = 0
         headers = list(request.headers)  # names in lower case
-        fields = {name: value for name, value in headers}
+        fields = dict(headers)
         target = request.target
         if target[:8].lower().startswith((b"http://", b"https://")):  # absolute form (RFC 9112 3.2.2)
             authority, slash, path = target.partition(b"://")[2].partition(b"/")

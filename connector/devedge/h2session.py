@@ -28,7 +28,7 @@ from h2.settings import SettingCodes
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 STREAM_WINDOW = 256 * 1024
-"""Bytes that one stream may hold unread (Go's client: 4 MiB, nginx: 64 KiB); 500 stalled streams hold 128 MB at most."""
+"""Bytes that one stream may hold unread (Go's client: 4 MiB, nginx: 64 KiB); 500 stalled ones hold 128 MB at most."""
 
 CONNECTION_WINDOW = 16 * 1024 * 1024
 """Bytes in flight on one connection; never the bottleneck, because it is given back on arrival."""
@@ -152,7 +152,10 @@ class H2Stream:
         self._owed += size
         if self._owed >= STREAM_WINDOW // 2:
             owed, self._owed = self._owed, 0
-            self.session.h2.increment_flow_control_window(owed, self.id)
+            try:
+                self.session.h2.increment_flow_control_window(owed, self.id)
+            except h2.exceptions.ProtocolError:
+                return  # one read brought this data and the end of the stream
             self.session.wake()
 
     def reset(self, code: h2.errors.ErrorCodes = h2.errors.ErrorCodes.CANCEL) -> None:

@@ -15,8 +15,8 @@ from connector.errors import WireError
 from connector.wire.h2_headers import decode_serialised_headers
 
 HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te")
-    + (b"trailer", b"transfer-encoding", b"upgrade", b"http2-settings", b"expect")
+    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding"
+    b" upgrade http2-settings expect".split()
 )
 
 EDGE_SETS = frozenset((b"x-forwarded-proto", b"cdn-loop", b"host"))
@@ -39,19 +39,13 @@ def request_headers(
     method: bytes, host: bytes, target: bytes, headers: RawHeaders, *, ray: str, client: str, websocket: bool
 ) -> list[tuple[bytes, bytes]]:
     """Make the header block of one proxied request. Names of `headers` are lower case."""
-    named = _connection_names(headers)
+    dropped = HOP_BY_HOP | EDGE_SETS | _connection_names(headers) | (HANDSHAKE if websocket else frozenset())
     out = [(b":method", method), (b":scheme", b"https"), (b":authority", host), (b":path", target)]
     forwarded: list[bytes] = []
     for name, value in headers:
         if name == b"te" and value.strip().lower() == b"trailers":
             out.append((name, b"trailers"))  # the one hop-by-hop field that HTTP/2 keeps; gRPC needs it
-        elif (
-            name in HOP_BY_HOP
-            or name in EDGE_SETS
-            or name in named
-            or _edge_only(name)
-            or (websocket and name in HANDSHAKE)
-        ):
+        elif name in dropped or _edge_only(name):
             continue
         elif name == b"x-forwarded-for":
             forwarded.append(value)
