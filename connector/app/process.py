@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import capnp
 
@@ -33,6 +34,9 @@ from connector.proxy.ingress import DEFAULT_INGRESS, ingress_from_url
 from connector.transport.tls import edge_context
 
 LOOP_VARIABLE = "CONNECTOR_LOOP"
+
+EVENT_HTTP = 1
+"""The field `event` of lines about requests; lines about connections have 0."""
 
 
 def run_tunnel(config: RunConfig, log: Logger) -> int:
@@ -74,7 +78,7 @@ async def _main(config: RunConfig, log: Logger) -> int:
         connector_id=connector_id,
         tags=tuple(config.tags),
         loop=loop,
-        on_event=None,
+        on_event=request_log(log),
     )
     orchestrator = Orchestrator(dispatcher, log)
     dispatcher.on_configuration = orchestrator.on_configuration
@@ -125,6 +129,21 @@ async def _main(config: RunConfig, log: Logger) -> int:
     if config.metrics is not None:
         log.info("Metrics server stopped")
     return 0
+
+
+def request_log(log: Logger) -> Callable[[str, dict[str, Any]], None]:
+    """Give the listener that turns the dispatcher's events into lines: failures always, the rest at debug level."""
+    debug = log.output.enabled("debug")
+
+    def on_event(name: str, fields: dict[str, Any]) -> None:
+        if name == "failed":
+            log.error("Request failed", event=EVENT_HTTP, **fields)
+        elif debug:
+            method, host, path = fields.pop("method", ""), fields.get("host", ""), fields.get("path", "")
+            message = f"{method} https://{host}{path} HTTP/1.1" if name == "request" else f"{name} {method} {path}"
+            log.debug(message, event=EVENT_HTTP, **fields)
+
+    return on_event
 
 
 def _log_start(config: RunConfig, log: Logger, connector_id: uuid.UUID) -> None:
