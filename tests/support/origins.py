@@ -117,7 +117,7 @@ def free_port() -> int:
 
 @contextmanager
 def raw_origin(answer: bytes | None, *, close: bool = True) -> Iterator[int]:
-    """An origin that answers the first bytes of a connection with `answer` (None: with nothing), then closes or waits."""
+    """Answers the first bytes of a connection with `answer` (None: with nothing), then closes or waits."""
     listener = socket.create_server(("127.0.0.1", 0))
     done = threading.Event()
 
