@@ -171,7 +171,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # amqtt loads the plugins by module name; under `__main__` they would exist twice.
-    from launcher import embedded
-
-    raise SystemExit(embedded.main())
+    raise SystemExit(main())

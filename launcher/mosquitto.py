@@ -282,3 +282,20 @@ async def start_with_ports(
         advice="something on this machine takes ports of 127.0.0.1 faster than a broker starts; try again",
         tail=child.tail,
     )
+
+
+def open_to_others(port: int) -> bool:
+    """Whether `port` also answers on an address of this machine that others can reach."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; the kernel picks the address it would use (RFC 5737)
+        except OSError:
+            return False  # no route anywhere
+        address = probe.getsockname()[0]
+    if address.startswith("127."):
+        return False
+    try:
+        with socket.create_connection((address, port), timeout=1.0):
+            return True
+    except OSError:
+        return False

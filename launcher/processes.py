@@ -32,8 +32,9 @@ LineCallback = Callable[[Stream, str], None]
 class Child:
     """One command run behind a guard. Make it with `start`; always `stop` it, also when it ended by itself."""
 
-    def __init__(self, name: str, on_line: LineCallback | None = None) -> None:
+    def __init__(self, name: str, on_line: LineCallback | None = None, *, secret: bool = False) -> None:
         self.name = name
+        self._secret = secret
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.pid: int | None = None
         self.status: int | None = None
@@ -55,9 +56,13 @@ class Child:
         cwd: Path | None = None,
         identity: tuple[int, int] | None = None,
         environment: Mapping[str, str] | None = None,
+        secret: bool = False,
     ) -> Child:
-        """Start `command`; `identity` is the (uid, gid) that root becomes for it. Returns before it is ready."""
-        self = cls(name, on_line)
+        """Start `command`; returns before it is ready.
+
+        `identity` is the (uid, gid) that root becomes for it. `secret`: its standard output stays out of `tail`.
+        """
+        self = cls(name, on_line, secret=secret)
         argv = [sys.executable, "-I", "-S", str(GUARD), "--grace", str(grace)]
         if cwd is not None:
             argv += ["--cwd", str(cwd)]
@@ -70,7 +75,7 @@ class Child:
                 *argv,
                 "--",
                 *command,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,  # a terminal's Ctrl-C and hang-up are for the launcher to act on
@@ -117,7 +122,8 @@ class Child:
     def _line(self, name: Stream, raw: bytes) -> None:
         line = raw[:LINE_LIMIT].decode("utf-8", "replace").rstrip()
         if line:
-            self.tail.append(line)
+            if not (self._secret and name == "stdout"):
+                self.tail.append(line)
             if self._on_line is not None:
                 self._on_line(name, line)
 
