@@ -1,0 +1,260 @@
+"""The entrance of the proxy: every stream of the edge is accepted here.
+
+Owns: the rule set in force, one pool per rule, the streams that are active, counters and events.
+In: Request and StreamPort from a link. Out: a StreamSink; events to `on_event`.
+Never: parses HTTP or moves payload.
+
+Events (`on_event(name, fields)`, only when somebody listens):
+`request` at the start, `response` when a head went out, `finished` at the end, `failed` with error, cause and advice.
+All carry `kind`, `host`, `path` (never the query: it may hold secrets), `rule` and `service`. An eyeball that goes away
+is a `finished` with `whole` false, not an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any
+from uuid import UUID
+
+from connector.protocol.http1 import OwnFields
+from connector.protocol.ports import Request, RequestKind, StreamPort, StreamSink
+from connector.proxy import limits
+from connector.proxy.builtin import IGNORE, ConfigurationSink, answer_status
+from connector.proxy.http import HttpExchange, Route
+from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, Rule, ServiceKind
+from connector.proxy.origins import OriginPool
+from connector.proxy.reply import UnsupportedError, describe, refuse
+from connector.proxy.splice import DrainQueue
+from connector.proxy.websocket import WebSocketExchange
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+
+
+class Dispatcher:
+    """All streams of one connector, over whichever links they come. `accept` is the Acceptor of those links."""
+
+    def __init__(
+        self,
+        *,
+        ingress: Ingress = DEFAULT_INGRESS,
+        connector_id: UUID,
+        tags: Iterable[tuple[str, str]] = (),
+        loop: asyncio.AbstractEventLoop,
+        on_event: OnEvent | None = None,
+        on_configuration: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.on_event = on_event
+        self.on_configuration = on_configuration
+        self.requests = 0
+        self.errors = 0
+        self.responses: dict[int, int] = {}
+        """Whole responses by status."""
+        names = [(f"Cf-Warp-Tag-{name}", value) for name, value in tags]
+        self._fields = OwnFields(
+            (name.encode(), value.encode()) for name, value in [*names, ("Cf-Warp-Tag-ID", str(connector_id))]
+        )
+        self._active: set[HttpExchange] = set()
+        self._configuring = 0
+        self._drained: asyncio.Future[None] | None = None
+        self._drains = DrainQueue(loop)
+        self._routes: list[Route | None] = []
+        self._retired: list[OriginPool] = []
+        self._ingress = DEFAULT_INGRESS
+        self._closed = False
+        self.set_ingress(ingress)
+
+    @property
+    def ingress(self) -> Ingress:
+        """The rule set in force."""
+        return self._ingress
+
+    @property
+    def active(self) -> int:
+        """Streams that are being served."""
+        return len(self._active) + self._configuring
+
+    @property
+    def open_connections(self) -> int:
+        """Connections to origins, idle ones included."""
+        return sum(pool.open for pool in self._pools())
+
+    @property
+    def dialling(self) -> int:
+        """Dials in flight: the only tasks of the proxy."""
+        return sum(pool.dialling for pool in self._pools())
+
+    def set_ingress(self, ingress: Ingress) -> None:
+        """Put a rule set in force for new requests; running ones finish on the old one.
+
+        Errors: ConfigError when an origin cannot start (unreadable `caPool`); then nothing has changed.
+        """
+        routes = [
+            Route(rule, OriginPool(self.loop, rule.service, rule.settings), self._fields)
+            if rule.service.kind is ServiceKind.HTTP
+            else None
+            for rule in ingress.rules
+        ]
+        for route in self._routes:
+            if route is not None:
+                route.pool.close()
+                self._retired.append(route.pool)
+        self._retired = [pool for pool in self._retired if pool.open or pool.dialling]
+        self._routes = routes
+        self._ingress = ingress
+
+    def accept(self, request: Request, port: StreamPort) -> StreamSink:
+        """Serve a stream: choose the rule, start the exchange. Never raises."""
+        self.requests += 1
+        kind = request.kind
+        if kind is RequestKind.CONFIGURATION:
+            return self._accept_configuration(request, port)
+        if kind not in {RequestKind.HTTP, RequestKind.WEBSOCKET}:
+            return self._refuse(
+                request,
+                port,
+                None,
+                UnsupportedError(
+                    f"{kind.name} streams are not served by this version",
+                    advice="private-network routes need a later version; HTTP and WebSocket work",
+                ),
+            )
+        rule = self._ingress.match(request.host, request.target)
+        if self.on_event is not None:
+            self._event("request", request, rule)
+        if rule.access.required:
+            return self._refuse(
+                request,
+                port,
+                rule,
+                UnsupportedError(
+                    "the rule requires an Access token, which this version cannot verify",
+                    advice="nobody is let in; drop `access.required` from the rule or use a later version",
+                ),
+            )
+        service = rule.service
+        if service.kind is ServiceKind.STATUS:
+            answer_status(port, service.status)
+            self._count(service.status)
+            if self.on_event is not None:
+                self._event("response", request, rule, status=service.status)
+                self._event("finished", request, rule, status=service.status)
+            return IGNORE
+        route = self._routes[rule.index]
+        if route is None or self._closed:
+            what = "is closing" if self._closed else f"does not serve `{service.text}` services yet"
+            return self._refuse(
+                request,
+                port,
+                rule,
+                UnsupportedError(
+                    f"this version {what}" if not self._closed else "the connector is closing",
+                    advice="" if self._closed else "http, https, ws, wss, unix, unix+tls and http_status services work",
+                ),
+            )
+        exchange: HttpExchange
+        if kind is RequestKind.WEBSOCKET:
+            exchange = WebSocketExchange(self, request, port, route, self._drains)
+        else:
+            exchange = HttpExchange(self, request, port, route)
+        self._active.add(exchange)
+        if self.on_event is not None:
+            exchange.started = self.loop.time()
+        exchange.start()
+        return exchange
+
+    async def drain(self, timeout: float) -> bool:
+        """Wait until no stream is active, at most `timeout` seconds; return whether that came true."""
+        if self.active:
+            self._drained = self._drained or self.loop.create_future()
+            await asyncio.wait([self._drained], timeout=timeout)
+        return not self.active
+
+    async def close(self) -> None:
+        """Cancel what is active, close all pools, and wait until nothing is left."""
+        self._closed = True
+        for exchange in list(self._active):
+            exchange.cancel()
+        pools = self._pools()
+        for pool in pools:
+            pool.abort()
+        try:
+            async with asyncio.timeout(limits.CLOSE_WAIT):
+                for pool in pools:
+                    await pool.wait_closed()
+        except TimeoutError:
+            pass
+
+    # -- called by exchanges
+
+    def exchange_failed(self, exchange: HttpExchange, error: BaseException) -> None:
+        """Count and report."""
+        self.errors += 1
+        if self.on_event is not None:
+            self._event("failed", exchange.request, exchange.route.rule, status=exchange.status, **describe(error))
+
+    def exchange_answered(self, exchange: HttpExchange) -> None:
+        """Report a response head."""
+        if self.on_event is not None:
+            self._event("response", exchange.request, exchange.route.rule, status=exchange.status)
+
+    def exchange_finished(self, exchange: HttpExchange) -> None:
+        """Forget an exchange."""
+        self._active.discard(exchange)
+        if exchange.whole:
+            self._count(exchange.status)
+        if self.on_event is not None:
+            milliseconds = round((self.loop.time() - exchange.started) * 1000, 3)
+            fields = {"status": exchange.status or None, "whole": exchange.whole, "ms": milliseconds}
+            self._event("finished", exchange.request, exchange.route.rule, **fields)
+        self._maybe_drained()
+
+    # -- inside
+
+    def _pools(self) -> list[OriginPool]:
+        return [*(route.pool for route in self._routes if route is not None), *self._retired]
+
+    def _count(self, status: int) -> None:
+        self.responses[status] = self.responses.get(status, 0) + 1
+
+    def _maybe_drained(self) -> None:
+        if self._drained is not None and not self.active:
+            if not self._drained.done():
+                self._drained.set_result(None)
+            self._drained = None
+
+    def _refuse(self, request: Request, port: StreamPort, rule: Rule | None, error: BaseException) -> StreamSink:
+        status = refuse(port, error, responded=False)
+        self.errors += 1
+        self._count(status)
+        if self.on_event is not None:
+            self._event("failed", request, rule, status=status, **describe(error))
+        return IGNORE
+
+    def _accept_configuration(self, request: Request, port: StreamPort) -> StreamSink:
+        handler = self.on_configuration
+        if handler is None:
+            return self._refuse(
+                request, port, None, UnsupportedError("this connector takes no configuration from the edge")
+            )
+
+        def done(error: BaseException | None) -> None:
+            self._configuring -= 1
+            if error is not None:
+                self._refuse(request, port, None, error)
+            self._maybe_drained()
+
+        self._configuring += 1
+        return ConfigurationSink(port, handler, done)
+
+    def _event(self, name: str, request: Request, rule: Rule | None, **fields: Any) -> None:
+        assert self.on_event is not None
+        fields["kind"] = request.kind.name.lower()
+        fields["method"] = request.method.decode("latin-1")
+        fields["host"] = request.host.decode("latin-1")
+        fields["path"] = request.target.partition(b"?")[0].decode("latin-1")
+        if rule is not None:
+            fields["rule"] = rule.index
+            fields["service"] = rule.service.text
+        self.on_event(name, fields)

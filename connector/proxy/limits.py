@@ -1,0 +1,43 @@
+"""Every limit of the proxy layer, in one place, each with its reason.
+
+Owns: numbers. In: nothing. Out: constants. Never: behaviour.
+
+Buffers without a number here are bounded by the edge's receive window (1 MiB a stream): what arrives before the origin
+is connected stays unacknowledged, so the edge stops by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_CONFIGURATION: Final = 1024 * 1024
+"""Bytes of a configuration push. A rule takes about 200 bytes, the dashboard allows 1,000 hostnames a tunnel."""
+
+MAX_BUFFERED_BODY: Final = 1024 * 1024
+"""Bytes of a request body held back to learn its length (`disableChunkedEncoding`); longer ones are answered 411.
+nginx buffers 1 MiB by default (`client_max_body_size`)."""
+
+BODY_PROBE: Final = 0.2
+"""Seconds that a GET of unknown length waits for a first byte before it is sent as chunked (Go's client: 200 ms)."""
+
+HAPPY_EYEBALLS_DELAY: Final = 0.3
+"""Seconds before the next address is tried beside a slow one (RFC 8305 section 5: 250 ms; Go: 300 ms)."""
+
+ORIGIN_HIGH_WATER: Final = 64 * 1024
+"""Bytes queued towards an origin before the edge's credit is held back (asyncio's and Node's default: 64, 16 KiB)."""
+
+SPLICE_DRAIN: Final = 5.0
+"""Seconds that the other direction of a spliced stream may go on after one has ended. cloudflared: 0; HAProxy and
+nginx keep half-closed tunnels for their idle time-out. A WebSocket's closing frames need one round trip."""
+
+MATCH_CACHE: Final = 1_024
+"""Hosts whose candidate rules are remembered; eyeballs choose hosts under a wildcard, so there must be an end."""
+
+MAX_MATCHED_PATH: Final = 8_192
+"""Characters of a path that path expressions see. Servers refuse longer request lines (nginx 8 KiB, Apache 8,190)."""
+
+DEFAULT_IDLE_PER_HOST: Final = 2
+"""Idle connections when `keepAliveConnections` is 0 (Go's client: "0 means 2")."""
+
+CLOSE_WAIT: Final = 2.0
+"""Seconds that `close()` waits for aborted origin connections to report their end; normally one loop turn."""

@@ -1,0 +1,116 @@
+"""TLS towards origins, and texts for what goes wrong on the way to one.
+
+Owns: trusted roots and verification of origin connections; the translation of dial failures.
+In: Service, OriginSettings, exceptions of socket and ssl. Out: ssl.SSLContext; OriginDialError, OriginTimeoutError.
+Never: dials.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Sequence
+
+from connector.errors import ConfigError, OriginDialError, OriginError, OriginTimeoutError
+from connector.proxy.ingress import OriginSettings, Service
+
+_NOT_TLS = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNEXPECTED_MESSAGE"))
+
+
+def origin_context(settings: OriginSettings) -> ssl.SSLContext:
+    """Return the client context of a rule: system roots plus `caPool`, TLS 1.2 and later, no ALPN.
+
+    Errors: ConfigError for a `caPool` that cannot be read. A file without certificates only adds nothing (cloudflared
+    logs it): the handshake then fails with a text about trust.
+    """
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Python 3.13 turned this on; Go has no such check and origins' home-made CAs often fail it.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if settings.ca_pool:
+        try:
+            with open(settings.ca_pool, encoding="utf-8", errors="replace") as file:
+                pem = file.read()
+        except OSError as error:
+            raise ConfigError(
+                f"caPool {settings.ca_pool!r} cannot be read: {error.strerror}",
+                advice="check the path as this process sees it (inside a container: is the file mounted?)",
+            ) from None
+        try:
+            context.load_verify_locations(cadata=pem)
+        except (ssl.SSLError, ValueError):
+            pass
+    if settings.no_tls_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def connect_error(service: Service, error: OSError, tried: Sequence[str]) -> OriginError:
+    """Return what a failed name lookup or TCP (unix) connect means."""
+    where = f"origin {service.text}"
+    at = f" (tried {', '.join(tried)})" if tried else ""
+    if isinstance(error, socket.gaierror):
+        return OriginDialError(
+            f"{where}: no such host {service.host!r}: {error.strerror}",
+            advice="check the name in the ingress rule; names of containers resolve only on a network they share",
+        )
+    if isinstance(error, TimeoutError):
+        return connect_timeout(service, 0, tried)
+    if service.path:
+        advice = {
+            errno.ENOENT: "no such socket file: is the service up, and is the directory mounted here?",
+            errno.EACCES: "this process may not open the socket: check its owner and mode",
+        }.get(error.errno or 0, "the socket file is there but nobody listens on it: is the service up?")
+        return OriginDialError(f"{where}: cannot connect: {error.strerror or error}", advice=advice)
+    if isinstance(error, ConnectionRefusedError):
+        advice = "nothing listens there: is the service up (for a broker: its websockets listener, often port 9001)?"
+        if service.host == "localhost" or service.host.startswith("127.") or service.host == "::1":
+            advice += " Inside a container, localhost is the container itself: use the service's container name."
+        return OriginDialError(f"{where}: connection refused{at}", advice=advice)
+    return OriginDialError(
+        f"{where}: cannot connect: {error.strerror or error}{at}", advice="check the route to this address"
+    )
+
+
+def connect_timeout(service: Service, limit: float, tried: Sequence[str]) -> OriginTimeoutError:
+    """Return the error of a connect that nobody answered."""
+    within = f" within {limit:g} s" if limit else ""
+    at = f" (tried {', '.join(tried)})" if tried else ""
+    return OriginTimeoutError(
+        f"origin {service.text}: no connection{within}{at}",
+        advice="a firewall that drops packets, or a wrong address; connectTimeout sets the limit",
+    )
+
+
+def tls_error(service: Service, error: BaseException, server_name: str) -> OriginError:
+    """Return what a failed TLS handshake means."""
+    where = f"origin {service.text}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return OriginDialError(
+            f"{where}: certificate not accepted for {server_name!r}: {error.verify_message}",
+            advice="set originServerName to a name in the certificate, caPool to the CA that signed it, or noTLSVerify",
+        )
+    if isinstance(error, ssl.SSLError) and error.reason in {
+        "WRONG_VERSION_NUMBER",
+        "HTTP_REQUEST",
+        "PACKET_LENGTH_TOO_LONG",
+    }:
+        return OriginDialError(
+            f"{where}: the answer to the TLS handshake is not TLS",
+            advice="does the origin speak plain HTTP on this port? then the service is http:// (or ws://)",
+        )
+    reason = (error.reason if isinstance(error, ssl.SSLError) else "") or str(error) or type(error).__name__
+    return OriginDialError(
+        f"{where}: TLS handshake failed: {reason}",
+        advice="the origin must speak TLS 1.2 or later on this port and may not ask for a client certificate",
+    )
+
+
+def tls_timeout(service: Service, limit: float) -> OriginTimeoutError:
+    """Return the error of a handshake that did not end in time."""
+    return OriginTimeoutError(
+        f"origin {service.text}: TLS handshake not done within {limit:g} s",
+        advice="does the origin speak TLS on this port? tlsTimeout sets the limit",
+    )

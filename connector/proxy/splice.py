@@ -1,0 +1,155 @@
+"""Raw bytes both ways between a stream of the edge and an origin connection.
+
+Owns: Splice (the streaming state of one upgraded connection) and DrainQueue (deadlines of half-closed ones).
+In: payload of the edge (`on_data`), bytes of the origin (asyncio Protocol). Out: writes on the other side.
+Never: looks into the bytes; no task, timer or future per stream.
+
+*Strategy*: once upgraded, the transport's protocol is replaced by the Splice, whose `data_received` *is* the port's
+`write`: bytes of the origin pass no code of this package. The other way is one call deep. When one direction ends, its
+end is carried over and the other may go on for SPLICE_DRAIN seconds; one timer serves all splices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from connector.protocol.ports import Buffer, StreamPort
+from connector.proxy import limits
+from connector.proxy.origins import OriginConnection
+
+
+class Splice(asyncio.Protocol):
+    """One stream and one connection, coupled. `done()` is called once, when the connection is gone."""
+
+    __slots__ = ("_connection", "_consumed", "_done", "_drains", "_edge_ended", "_origin_ended", "_origin_full",
+                 "_owed", "_port", "_transport", "_write", "data_received")  # fmt: skip
+
+    data_received: Callable[[Buffer], None]  # type: ignore[assignment]
+
+    def __init__(
+        self, port: StreamPort, connection: OriginConnection, drains: DrainQueue, done: Callable[[], None]
+    ) -> None:
+        transport = connection.transport
+        self.data_received = port.write
+        self._port = port
+        self._consumed = port.consumed
+        self._connection = connection
+        self._transport = transport
+        self._write = transport.write
+        self._drains = drains
+        self._done = done
+        self._owed = 0
+        self._origin_full = False
+        self._edge_ended = False
+        self._origin_ended = False
+
+    # -- from the edge
+
+    def on_data(self, data: Buffer) -> None:
+        """Write to the origin. The transport may keep what it is given, so a borrowed view is copied once."""
+        self._write(bytes(data))
+        if self._origin_full:
+            self._owed += len(data)
+        else:
+            self._consumed(len(data))
+
+    def on_eof(self) -> None:
+        """Carry the edge's end over, or end the rest."""
+        self._edge_ended = True
+        transport = self._transport
+        if not self._origin_ended and transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()
+        else:
+            transport.close()
+        self._drains.add(self)
+
+    def pause_reading(self) -> None:
+        """Stop reading the origin: the edge is slow."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read the origin again."""
+        self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """End the connection without a word to the edge."""
+        self._drains.discard(self)
+        self._edge_ended = self._origin_ended = True
+        self._transport.abort()
+
+    def expire(self) -> None:
+        """End what did not end by itself (DrainQueue)."""
+        self._transport.abort()
+
+    # -- from the origin (asyncio.Protocol)
+
+    def eof_received(self) -> bool:
+        """Carry the origin's end over; keep writing to it for a while if the transport can."""
+        if not self._origin_ended:
+            self._origin_ended = True
+            self._port.write_eof()
+        if self._edge_ended or not self._transport.can_write_eof():
+            return False
+        self._drains.add(self)
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the stream. A pipe that breaks is not an error here: the stream just ends."""
+        self._drains.discard(self)
+        if not self._origin_ended:
+            self._origin_ended = True
+            self._port.write_eof()
+        if not self._edge_ended:
+            self._edge_ended = True
+            self._port.stop_reading()
+        self._connection.connection_lost(error)
+        self._done()
+
+    def pause_writing(self) -> None:
+        """Hold the edge's credit back: the origin is slow."""
+        self._origin_full = True
+
+    def resume_writing(self) -> None:
+        """Give back the credit that was held."""
+        self._origin_full = False
+        owed, self._owed = self._owed, 0
+        if owed:
+            self._consumed(owed)
+
+
+class DrainQueue:
+    """Splices that ended in one direction. All have the same limit, so they expire in order of arrival."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: float = limits.SPLICE_DRAIN) -> None:
+        self._loop = loop
+        self._limit = limit
+        self._deadlines: dict[Splice, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._deadlines)
+
+    def add(self, splice: Splice) -> None:
+        """Give `splice` the limit from now on, or from when it was added first."""
+        if splice not in self._deadlines:
+            self._deadlines[splice] = self._loop.time() + self._limit
+            if self._timer is None:
+                self._timer = self._loop.call_later(self._limit, self._expire)
+
+    def discard(self, splice: Splice) -> None:
+        """Forget a splice that ended."""
+        self._deadlines.pop(splice, None)
+        if not self._deadlines and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for splice, deadline in list(self._deadlines.items()):
+            if deadline > now:
+                self._timer = self._loop.call_at(deadline, self._expire)
+                return
+            del self._deadlines[splice]
+            splice.expire()
