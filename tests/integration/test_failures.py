@@ -20,8 +20,8 @@ def get(up: Tunnel, path: str = "/") -> tuple[int, bytes]:
     )
     try:
         connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read()
+        with connection.getresponse() as response:
+            return response.status, response.read()
     finally:
         connection.close()
 
@@ -65,7 +65,7 @@ def test_an_unreachable_edge_is_named_and_retried(tmp_path: Path) -> None:
     with connector("run", "--edge", f"127.0.0.1:{port}", "--output", "json", env={"TUNNEL_TOKEN": token}) as run:
         run.message("Retrying connection in up to")
         assert str(port) in run.text
-        assert "refused" in run.text
+        assert "refuses connections" in run.text
 
 
 def test_an_untrusted_edge_certificate_is_explained(tmp_path: Path) -> None:
@@ -85,6 +85,7 @@ def test_an_edge_that_dies_is_found_again(tmp_path: Path) -> None:
             env={"TUNNEL_TOKEN": token},
         ) as run:
             edge.event("registered")
+            run.message("Registered tunnel connection")
             edge.process.kill()
             edge.wait()
             run.message("Retrying connection in up to")

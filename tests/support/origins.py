@@ -161,8 +161,11 @@ def mosquitto(directory: Path) -> Iterator[int]:
     subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "u", "p"], check=True, capture_output=True)
     passwords.chmod(0o644)
     config = directory / "mosquitto.conf"
+    # Mosquitto 2.0 counts only plain listeners as a start, so there is one; and libwebsockets minds the address
+    # only with IPv6 off.
     config.write_text(
-        f"listener {port} 127.0.0.1\nprotocol websockets\nallow_anonymous false\npassword_file {passwords}\nuser root\n"
+        f"listener {free_port()} 127.0.0.1\nlistener {port} 127.0.0.1\nprotocol websockets\nsocket_domain ipv4\n"
+        f"allow_anonymous false\npassword_file {passwords}\nuser root\n"
     )
     process = subprocess.Popen([MOSQUITTO, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
