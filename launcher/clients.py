@@ -7,6 +7,7 @@ Never: puts a password on a command line, where every user of the machine could 
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -91,33 +92,39 @@ def python_command() -> str:
 def snippets(place: Place, clients: MosquittoClients | None) -> Sequence[Snippet]:
     """Everything to paste, subscribers first."""
     python = python_command()
-    secret, ca = repr(str(place.password_file)), repr(str(place.cafile))
+    secret, ca = json.dumps(str(place.password_file)), json.dumps(str(place.cafile))
     topic = f"{place.user}/#"
     paho = f"""{python} - <<'END'
 import paho.mqtt.client as mqtt
 c = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, transport="websockets")
-c.username_pw_set({place.user!r}, open({secret}).read())
+password = open({secret}).read()
+c.username_pw_set("{place.user}", password)
 c.tls_set({ca})
-c.ws_set_options({place.path!r})
-c.on_connect = lambda c, u, flags, reason, p: (print(reason), c.subscribe({topic!r}, 1))
+c.ws_set_options("{place.path}")
+c.on_connect = lambda c, u, f, reason, p: print(reason, c.subscribe("{topic}"))
 c.on_message = lambda c, u, m: print(m.topic, m.payload.decode(), flush=True)
-c.connect({place.host!r}, {place.port})
+c.connect("{place.host}", {place.port})
 c.loop_forever()
 END"""
     aiomqtt = f"""{python} - <<'END'
 import asyncio, aiomqtt
+password = open({secret}).read()
+tls = aiomqtt.TLSParameters({ca})
 async def main():
-    async with aiomqtt.Client({place.host!r}, {place.port}, transport="websockets",
-            websocket_path={place.path!r}, tls_params=aiomqtt.TLSParameters({ca}),
-            username={place.user!r}, password=open({secret}).read()) as client:
+    async with aiomqtt.Client("{place.host}", {place.port}, tls_params=tls,
+            transport="websockets", websocket_path="{place.path}",
+            username="{place.user}", password=password) as client:
         await client.publish("{place.user}/hello", "hello from aiomqtt", qos=1)
 asyncio.run(main())
 END"""
     node = f"""node - <<'END'
 const read = require("fs").readFileSync
-const c = require("mqtt").connect("{place.url}", {{ username: "{place.user}",
-  password: read({secret}, "utf8"), ca: read({ca}) }})
-c.on("connect", () => c.publish("{place.user}/hello", "hello from MQTT.js", {{ qos: 1 }}, () => c.end()))
+const password = read({secret}, "utf8")
+const ca = read({ca})
+const c = require("mqtt").connect("{place.url}",
+  {{ username: "{place.user}", password, ca }})
+c.on("connect", () => c.publish("{place.user}/hello", "hello from MQTT.js",
+  {{ qos: 1 }}, () => c.end()))
 c.on("error", (e) => {{ console.error(e.message); process.exit(1) }})
 END"""
     result = [
@@ -125,23 +132,23 @@ END"""
         Snippet("aiomqtt (Python), publishes", aiomqtt, "pip install aiomqtt"),
         Snippet("MQTT.js (Node), publishes", node, "npm install mqtt"),
     ]
-    home = f"XDG_CONFIG_HOME={shlex.quote(str(place.directory))}"
+    options = f"XDG_CONFIG_HOME={shlex.quote(str(place.directory))} \\\n "
     if clients is not None and clients.websockets:
         where = f"--ws -h {place.host} -p {place.port} --cafile {shlex.quote(str(place.cafile))}"
         result += [
-            Snippet("mosquitto_sub", f"{home} mosquitto_sub {where} \\\n  -t '{topic}' -v"),
+            Snippet("mosquitto_sub", f"{options} mosquitto_sub {where} \\\n  -t '{topic}' -v"),
             Snippet(
                 "mosquitto_pub",
-                f"{home} mosquitto_pub {where} \\\n  -q 1 -t {place.user}/hello -m 'hello from mosquitto'",
+                f"{options} mosquitto_pub {where} \\\n  -q 1 -t {place.user}/hello -m 'hello from mosquitto'",
             ),
         ]
     elif clients is not None:
         where = f"-h 127.0.0.1 -p {place.mqtt_port}"
         version = ".".join(map(str, clients.version))
-        note = f"{version} has no --ws (2.1 has): straight to the broker, not through the tunnel"
+        note = f"{version} lacks 2.1's --ws: to the broker, past the tunnel"
         result += [
-            Snippet("mosquitto_sub", f"{home} mosquitto_sub {where} -t '{topic}' -v", note),
-            Snippet("mosquitto_pub", f"{home} mosquitto_pub {where} -q 1 -t {place.user}/hello -m hello", note),
+            Snippet("mosquitto_sub", f"{options} mosquitto_sub {where} -t '{topic}' -v", note),
+            Snippet("mosquitto_pub", f"{options} mosquitto_pub {where} -q 1 -t {place.user}/hello -m hello", note),
         ]
     return result
 

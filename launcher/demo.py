@@ -218,7 +218,7 @@ class Demo:
 
         async def ready(broker: mosquitto.Broker) -> None:
             self.console.progress(
-                title, f"{broker.title} starting: mqtt 127.0.0.1:{broker.mqtt_port}, ws 127.0.0.1:{broker.ws_port}"
+                title, f"{broker.title} starting: 127.0.0.1, mqtt {broker.mqtt_port}, ws {broker.ws_port}"
             )
             await self._await_listeners(broker, health)
 
@@ -240,18 +240,19 @@ class Demo:
             self.console.progress(title, f"using the embedded broker amqtt ({why}): MQTT 3.1.1, for trying out only")
             broker = await mosquitto.start_embedded(directory, users, on_line=on_line, ready=ready)
         self.children.append(broker.child)
-        self.console.progress(title, "ready: authenticated CONNECT accepted on both listeners", pid=broker.child.pid)
         return broker
 
     async def _await_listeners(self, broker: mosquitto.Broker, health: User) -> None:
         """Until both listeners accept the health user; both must be closed to other machines."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + BROKER_SECONDS
+        took = []
         for port, path in ((broker.mqtt_port, None), (broker.ws_port, PATH)):
             target = selfcheck.Target("127.0.0.1", port, path, mqtt5=broker.mqtt5)
             while True:
                 try:
-                    await asyncio.to_thread(selfcheck.check_listener, target, health, cancelled=self._cancelled)
+                    ms = await asyncio.to_thread(selfcheck.check_listener, target, health, cancelled=self._cancelled)
+                    took.append(f"{'ws' if path else 'mqtt'} {ms:.0f} ms")
                     break
                 except (HopError, selfcheck.RefusedError) as error:
                     if isinstance(error, selfcheck.RefusedError) or loop.time() >= deadline:
@@ -264,6 +265,7 @@ class Demo:
                     f"{broker.title} listens on all interfaces at port {port} although told 127.0.0.1",
                     advice="use another Mosquitto build, or --broker embedded",
                 )
+        self.console.progress("broker", f"ready: user accepted, {', '.join(took)}", pid=broker.child.pid)
 
     async def _start_edge(self, ws_port: int) -> tuple[str, tuple[str, int], Path]:
         """Returns the address for connectors, the public address, and the CA file."""
@@ -299,7 +301,7 @@ class Demo:
         if not url.hostname or not url.port:
             raise HopError("dev edge", f"its public address cannot be read: {facts['public']!r}")
         edge_address = str(facts["edge"])
-        self.console.progress("edge", f"listening: connectors {edge_address}, public {facts['public']}", pid=edge.pid)
+        self.console.progress("edge", f"listening: {edge_address}, public {facts['public']}", pid=edge.pid)
         return edge_address, (url.hostname, url.port), cafile
 
     async def _start_connector(self, edge_address: str, cafile: Path) -> None:

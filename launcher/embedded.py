@@ -106,7 +106,7 @@ class Narrator(BasePlugin):  # type: ignore[misc]
         if client_session is not None:
             where = f"{client_session.remote_address}:{client_session.remote_port}"
             user = client_session.username
-        say(f"New client connected from {where} as {client_id} (p4, c1, k60, u'{user}').")
+        say(f"New client connected from {where} as {client_id} (p2, c1, k60, u'{user}').")
 
     async def on_broker_client_disconnected(self, *, client_id: str, client_session: Any = None) -> None:
         """Say who went."""

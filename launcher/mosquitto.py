@@ -134,7 +134,7 @@ def configuration(version: tuple[int, int, int], mqtt_port: int, ws_port: int, *
         "persistent_client_expiration 14d",
         "",
         "# Debug tells about single messages (topic and size, never the payload).",
-        "log_dest stdout",
+        "log_dest stderr",  # 2.0 buffers standard output when it is a pipe: lines would come minutes late
         "log_type error",
         "log_type warning",
         "log_type notice",

@@ -141,7 +141,7 @@ class BrokerReader:
     REFUSED_HERE = re.compile(r"Client (.*) refused: (.*)$")
     LEFT = re.compile(r"Client (.*?)(?: \[[^\]]*\])? (disconnected|closed its connection|has exceeded timeout.*)(.*)$")
     WARNING = re.compile(r"(?i)^(?:\d+: )?(error|warning)\b")
-    PROTOCOLS = {"3": "MQTT 3.1", "4": "MQTT 3.1.1", "5": "MQTT 5"}  # noqa: RUF012
+    PROTOCOLS = {"1": "MQTT 3.1", "2": "MQTT 3.1.1", "5": "MQTT 5"}  # noqa: RUF012
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
