@@ -34,6 +34,9 @@ CONTROL_SECONDS = 10.0
 REFUSED_SECONDS = 2.0
 """After a refused registration the edge closes the link; how long we leave it the chance."""
 
+CLOSE_SECONDS = 1.5
+"""How long a link that we close may take to say goodbye in TLS before it is cut."""
+
 _MESSAGES = {
     Failure.DIAL: "Unable to establish connection with Cloudflare edge",
     Failure.DUPLICATE: "Unable to establish connection.",
@@ -149,6 +152,8 @@ class EdgeConnection:
         try:
             await self._live(link, address, log)
         finally:
+            link.close()
+            await self._await_close(link, CLOSE_SECONDS)
             link.abort()
 
     async def _live(self, link: H2Link, address: EdgeAddress, log: Logger) -> None:
