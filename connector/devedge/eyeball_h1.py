@@ -134,6 +134,9 @@ class H1Visitor(asyncio.Protocol):
         self._early = 0
         headers = list(request.headers)  # names in lower case
         fields = dict(headers)
+        if sum(len(name) + len(value) for name, value in headers) + len(request.target) > MAX_HEAD:
+            self._answer(431, b"The request head is larger than 128 KiB.\n")  # h11 bounds unfinished heads only
+            return
         target = request.target
         if target[:8].lower().startswith((b"http://", b"https://")):  # absolute form (RFC 9112 3.2.2)
             authority, slash, path = target.partition(b"://")[2].partition(b"/")

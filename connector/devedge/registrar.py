@@ -21,6 +21,7 @@ import capnp
 import h2.errors
 
 from connector.devedge.h2session import H2Stream, RawHeaders
+from connector.transport.rpc import load_schema
 
 GARBAGE = bytes(range(255, 0, -1)) * 4
 """No Cap'n Proto message: its first word announces four billion segments."""
@@ -84,16 +85,6 @@ class Desk(Protocol):
         """The control stream is over."""
 
 
-def _load_schema() -> Any:
-    try:
-        from connector.transport.rpc import load_schema  # noqa: PLC0415 - the seam to the shared schema files
-    except ImportError:
-        from pathlib import Path
-
-        return capnp.load(str(Path(__file__).parents[2] / "proto" / "tunnelrpc.capnp"))
-    return load_schema("tunnelrpc")
-
-
 _server_class: Any = None
 
 
@@ -101,7 +92,7 @@ def _server(desk: Desk, fault: str | None, gone: asyncio.Event) -> Any:
     """Make the capability object; its class can only be made after the schema is loaded."""
     global _server_class  # noqa: PLW0603
     if _server_class is None:
-        schema = _load_schema()
+        schema = load_schema("tunnelrpc")
 
         class RegistrationServer(schema.RegistrationServer.Server):  # type: ignore[misc,name-defined]
             """The edge's capability for one connection."""
