@@ -1,0 +1,216 @@
+"""A stream of a link as a socket: what lets pycapnp, which wants a socket, speak on an HTTP/2 stream.
+
+Owns: a socket pair, one end registered with the loop, and what waits between it and the stream.
+In: StreamSink calls; bytes from the far end. Out: StreamPort calls; bytes to the far end.
+Never: makes a task, drops a byte, or understands more of a message than where it ends.
+
+*Strategy*: both directions move by callbacks. Towards the far end a byte is `consumed` (and so credited to the edge)
+only when the socket took it, so what waits here is bounded by the stream's receive window; towards the edge the near
+end is simply not read while the stream is paused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from connector.errors import ProtocolError, WireError
+from connector.protocol.ports import Buffer, ResetCode, StreamPort
+from connector.wire.capnp import MessageCounter
+
+READ_SIZE = 65_536
+"""Bytes read from the far end at once. RPC messages have a few hundred."""
+
+
+class SocketBridge:
+    """One bridged stream; a StreamSink. Hand `take_socket()` to whoever wants a socket; `close` when that is done.
+
+    The far end closing (or shutting down its writing side) ends the response after `farewell`; the edge ending its side
+    shows there as end of file. `error` tells why the stream was given up, None while it was not.
+    """
+
+    def __init__(self, port: StreamPort, *, loop: asyncio.AbstractEventLoop) -> None:
+        self.error: BaseException | None = None
+        self.farewell = b""
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self._port = port
+        self._loop = loop
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        far.setblocking(False)
+        self._near: socket.socket | None = near
+        self._far: socket.socket | None = far
+        self._backlog = bytearray()
+        self._eof_received = False
+        self._responded = False
+        self._sent_eof = False
+        self._received = MessageCounter()
+        self._sent = MessageCounter()
+        loop.add_reader(near, self._on_readable)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._near is None else f"{len(self._backlog)} bytes waiting"
+        return f"<SocketBridge {state}>"
+
+    def take_socket(self) -> socket.socket:
+        """Return the far end, once; it belongs to the caller then."""
+        far, self._far = self._far, None
+        if far is None:
+            raise RuntimeError("the far end was taken before, or the bridge is closed")
+        return far
+
+    # --- StreamSink: from the edge ---------------------------------------------------------------------------------
+
+    def on_data(self, data: Buffer) -> None:
+        """Pass payload on; what the socket does not take waits, uncredited."""
+        size = len(data)
+        near = self._near
+        if near is None:
+            self._port.consumed(size)
+            return
+        try:
+            self._received.feed(data)
+        except WireError as error:
+            self._give_up(ProtocolError(f"the edge's bytes on the control stream are no RPC: {error}"))
+            return
+        sent = 0
+        if not self._backlog:
+            try:
+                sent = near.send(data)
+            except BlockingIOError:
+                pass
+            except OSError:  # the far end is gone: nobody will read this
+                self._port.consumed(size)
+                return
+        if sent:
+            self._port.consumed(sent)
+        if sent < size:
+            if not self._backlog:
+                self._loop.add_writer(near, self._on_writable)
+            with memoryview(data) as view:
+                self._backlog += view[sent:]
+
+    def on_eof(self) -> None:
+        """Show the end to the far end, after everything that waits."""
+        self._eof_received = True
+        if not self._backlog:
+            self._shut_near()
+
+    def on_reset(self, error: BaseException | None) -> None:
+        """The stream is gone: the far end sees the end of file at once."""
+        if self.error is None:
+            self.error = error
+        self._sent_eof = True
+        self.close()
+
+    def pause_writing(self) -> None:
+        """Leave what the far end writes in the socket."""
+        if self._near is not None and not self._sent_eof:
+            self._loop.remove_reader(self._near)
+
+    def resume_writing(self) -> None:
+        """Read the far end again."""
+        if self._near is not None and not self._sent_eof:
+            self._loop.add_reader(self._near, self._on_readable)
+
+    # --- from the far end ------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the stream in order, without waiting for the far end. Idempotent."""
+        near, self._near = self._near, None
+        if near is None:
+            return
+        self._loop.remove_reader(near)
+        self._loop.remove_writer(near)
+        waiting = len(self._backlog)
+        self._backlog.clear()
+        if not self._sent_eof:
+            while data := self._read(near):
+                self._send(data)
+            self._send_eof()
+        near.close()
+        if self._far is not None:
+            self._far.close()
+            self._far = None
+        if waiting:
+            self._port.consumed(waiting)
+        self._port.stop_reading()
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _on_readable(self) -> None:
+        near = self._near
+        if near is None:
+            return
+        data = self._read(near)
+        if data is None:
+            return
+        if data:
+            self._send(data)
+        else:
+            self._loop.remove_reader(near)
+            self._send_eof()
+            self.close()
+
+    @staticmethod
+    def _read(near: socket.socket) -> bytes | None:
+        """Return bytes; empty at the end of file, None when there is nothing now."""
+        try:
+            return near.recv(READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def _send(self, data: bytes) -> None:
+        if not self._responded:
+            self._responded = True
+            self._port.respond(200, ())
+        try:
+            self._sent.feed(data)
+        except WireError:
+            self.farewell = b""
+        self._port.write(data)
+
+    def _send_eof(self) -> None:
+        if self._sent_eof:
+            return
+        self._sent_eof = True
+        if not self._responded:
+            self._responded = True
+            self._port.respond(200, ())
+        if self.farewell and self._sent.whole and self._sent.messages:
+            self._port.write(self.farewell)
+        self._port.write_eof()
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _on_writable(self) -> None:
+        near = self._near
+        if near is None:
+            return
+        try:
+            sent = near.send(self._backlog)
+        except BlockingIOError:
+            return
+        except OSError:
+            sent = len(self._backlog)  # the far end is gone: nobody will read this
+        del self._backlog[:sent]
+        if not self._backlog:
+            self._loop.remove_writer(near)
+            if self._eof_received:
+                self._shut_near()
+        self._port.consumed(sent)
+
+    def _shut_near(self) -> None:
+        if self._near is not None:
+            try:
+                self._near.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+    def _give_up(self, error: ProtocolError) -> None:
+        self.error = error
+        self._sent_eof = True
+        self._port.reset(ResetCode.PROTOCOL)
+        self.close()
