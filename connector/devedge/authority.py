@@ -39,7 +39,8 @@ EDGE_LEAF_NAMES = (
 """What connectors verify (edge-connection 6.1), and names for programs that look at the port by hand."""
 
 PUBLIC_LEAF_NAMES = ("localhost", "127.0.0.1", "::1", "*.localhost")
-"""What visitors always may call the public side."""
+"""What visitors always may call the public side. OpenSSL takes no wildcard right below a top-level name, browsers may:
+so each tunnel's NAME.localhost is in the leaf as well."""
 
 CA_DAYS = 3650
 LEAF_DAYS = 90
