@@ -23,7 +23,7 @@ from connector.app.state import TunnelState
 from connector.errors import ConnectorError, EdgeLostError, RegistrationError
 from connector.protocol.reconnect import Action, Decision, Failure, RetryState
 from connector.transport.h2 import H2Link, dial_h2
-from connector.transport.rpc import ConnectionOptions, RegistrationClient
+from connector.transport.rpc import ConnectionDetails, ConnectionOptions, RegistrationClient
 
 DIAL_SECONDS = 15.0
 """Limit of the TCP connect, and again of the TLS handshake, as cloudflared has it."""
@@ -161,8 +161,10 @@ class EdgeConnection:
             control = await link.control_stream(CONTROL_SECONDS)
         try:
             async with RegistrationClient(control) as client:
-                await self._register(client, link, address, log)
+                details = await self._register(client, link, address, log)
                 try:
+                    if self.conn_index == 0 and not details.remotely_managed:
+                        await self._report_configuration(client, log)
                     async with self._until_stopped():
                         await link.wait_closed()
                 except _StoppedError:
@@ -175,7 +177,9 @@ class EdgeConnection:
             await self._drain(link, log)
             raise
 
-    async def _register(self, client: RegistrationClient, link: H2Link, address: EdgeAddress, log: Logger) -> None:
+    async def _register(
+        self, client: RegistrationClient, link: H2Link, address: EdgeAddress, log: Logger
+    ) -> ConnectionDetails:
         state, config = self._state, self._state.config
         log.debug("Tunnel connection options", features=config.features)
         log.debug("Registering tunnel connection", protocol=link.protocol)
@@ -185,22 +189,27 @@ class EdgeConnection:
             origin_local_ip=link.local_address[0],
             num_previous_attempts=self._retry.previous_attempts,
         )
-        async with self._until_stopped():
-            details = await client.register(config.token, self.conn_index, options, config.rpc_timeout)
+        # Not ended by `stop`: the edge may have registered us already, and would then not be told that we leave.
+        details = await client.register(config.token, self.conn_index, options, config.rpc_timeout)
         self._retry = self._retry.registered()
+        if not self._stopping:
+            state.registered(self.conn_index, address)
         log.info(
             "Registered tunnel connection",
             connection=str(details.uuid),
             location=details.location,
             protocol=link.protocol,
         )
-        state.registered(self.conn_index, address)
-        if self.conn_index == 0 and not details.remotely_managed:
-            try:
-                async with self._until_stopped():
-                    await client.update_local_configuration(local_configuration(config), config.rpc_timeout)
-            except ConnectorError as error:
-                log.error("unable to send local configuration", error=str(error))
+        return details
+
+    async def _report_configuration(self, client: RegistrationClient, log: Logger) -> None:
+        """Tell the edge the rules of a locally managed tunnel. A failure is only logged."""
+        config = self._state.config
+        try:
+            async with self._until_stopped():
+                await client.update_local_configuration(local_configuration(config), config.rpc_timeout)
+        except ConnectorError as error:
+            log.error("unable to send local configuration", error=str(error))
 
     async def _unregister(self, client: RegistrationClient, log: Logger) -> None:
         """Tell the edge to send nothing new. With no grace period left it is not told."""

@@ -49,7 +49,7 @@ def test_what_is_retried_before_the_first_registration(tmp_path: Path, fault: st
     [
         ("registration=permanent", ""),
         ("registration=exception", ""),
-        ("registration=stall", "500ms"),
+        ("registration=stall", "0.5 seconds"),
     ],
 )
 def test_what_ends_the_process_before_the_first_registration(tmp_path: Path, fault: str, text: str) -> None:
@@ -57,9 +57,9 @@ def test_what_ends_the_process_before_the_first_registration(tmp_path: Path, fau
         line = child.message("initial tunnel connection failed")
         assert line["level"] == "error"
         assert line["error"]
+        assert text in line["error"]
         assert child.wait() == 1
         assert "Initiating shutdown" in child.text
-        assert "Traceback" not in child.text
 
 
 def test_garbage_instead_of_an_answer_is_a_clear_failure(tmp_path: Path) -> None:
