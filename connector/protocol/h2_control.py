@@ -75,6 +75,8 @@ def check_header(connection: H2Connection, kind: int, length: int, stream_id: in
             raise H2Error(ErrorCode.PROTOCOL_ERROR, f"{_NAMES[kind]} on stream {stream_id}")
         if length > _LARGEST_CONTROL_FRAME:
             raise H2Error(ErrorCode.ENHANCE_YOUR_CALM, f"{_NAMES[kind]} of {length} bytes")
+        if (kind == SETTINGS and length % 6) or (kind == GOAWAY and length < 8):
+            raise H2Error(ErrorCode.FRAME_SIZE_ERROR, f"{_NAMES[kind]} of {length} bytes")
     elif not stream_id and kind != WINDOW_UPDATE:
         raise H2Error(ErrorCode.PROTOCOL_ERROR, f"{_NAMES[kind]} on stream 0")
     expected = _FIXED_LENGTHS.get(kind, length)

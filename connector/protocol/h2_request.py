@@ -97,7 +97,7 @@ def decode_request(fields: list[tuple[bytes, bytes]], ended: bool) -> tuple[Requ
     request_kind = RequestKind.HTTP
     if special:
         if not host and b"host" in special:
-            host = special[b"host"][0]
+            host = _check_host(special[b"host"][0])
         _check_connection_specific(special)
         if b"te" in special:
             headers.append((b"te", b"trailers"))
@@ -115,6 +115,12 @@ def decode_request(fields: list[tuple[bytes, bytes]], ended: bool) -> tuple[Requ
     return Request(request_kind, method, target, host, headers, content_length, scheme), expects_continue
 
 
+def _check_host(host: bytes) -> bytes:
+    if b" " in host or b"\t" in host or b"/" in host:
+        raise MalformedRequestError(f":authority {host[:64]!r} is not a host")
+    return host
+
+
 def _request_line(pseudo: dict[bytes, bytes]) -> tuple[bytes, bytes, bytes]:
     """Return method, target and scheme after checking the pseudo headers (RFC 9113 section 8.3.1)."""
     method = pseudo.get(b":method", b"")
@@ -122,9 +128,7 @@ def _request_line(pseudo: dict[bytes, bytes]) -> tuple[bytes, bytes, bytes]:
     scheme = pseudo.get(b":scheme", b"")
     if not method or method.translate(None, TOKEN_BYTES):
         raise MalformedRequestError(f":method {method[:64]!r} is not a method")
-    authority = pseudo.get(b":authority", b"")
-    if b" " in authority or b"\t" in authority or b"/" in authority:
-        raise MalformedRequestError(f":authority {authority[:64]!r} is not a host")
+    authority = _check_host(pseudo.get(b":authority", b""))
     if method == b"CONNECT":
         if target or scheme or not authority:
             raise MalformedRequestError("CONNECT goes with :authority alone")

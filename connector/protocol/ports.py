@@ -83,8 +83,9 @@ class Request:
 class StreamSink(Protocol):
     """What the proxy implements, one per stream; the transport calls it. No call blocks or raises.
 
-    Order: any number of `on_data`, then at most one `on_eof`; and at any time, also after `on_eof` while the response is
-    not finished, at most one `on_reset`. After it nothing more is called and every call on the port is a no-op. `pause_writing`/`resume_writing` alternate, as in asyncio.
+    Order: any number of `on_data`, then at most one `on_eof`; and at any time, also after `on_eof` while the response
+    is not finished, at most one `on_reset`. After it nothing more is called and every call on the port is a no-op.
+    `pause_writing`/`resume_writing` alternate, as in asyncio.
     """
 
     def on_data(self, data: Buffer) -> None:

@@ -4,9 +4,10 @@ Owns: the static table, the Huffman code, HpackDecoder, `hpack_literal`.
 In: one whole header block. Out: header fields as (name, value); WireError for anything that does not decode.
 Never: judges names or values, limits the list (its caller counts), encodes with a table.
 
-*Strategy*: written for speed on small blocks, and for linear time on large ones. (The `hpack` package copies the rest of
-the block for every literal: a block of 1 MiB keeps it busy for 20 seconds, this module for 0.1.) Huffman strings are
-decoded a byte of input at a time, by steps that are worked out when first met; names, which repeat, are looked up whole.
+*Strategy*: written for speed on small blocks, and for linear time on large ones. (The `hpack` package copies the rest
+of the block for every literal: a block of 1 MiB keeps it busy for 20 seconds, this module for 0.1.) Huffman strings
+are decoded a byte of input at a time, by steps that are worked out when first met; names, which repeat, are looked up
+whole.
 """
 
 from __future__ import annotations

@@ -8,10 +8,23 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+import hpack
 
 from connector.protocol.h2_connection import H2Connection
 from connector.protocol.h2_limits import DEFAULT_LIMITS, H2Limits
 from connector.protocol.ports import Buffer, Request, StreamPort
+from connector.wire.h2_frames import (
+    CONTINUATION,
+    DATA,
+    FLAG_END_HEADERS,
+    FLAG_END_STREAM,
+    FRAME_HEADER,
+    HEADERS,
+    PREFACE,
+    STREAM_ID_MASK,
+    encode_frame,
+    encode_settings,
+)
 
 GET = [
     (b":method", b"GET"),
@@ -163,3 +176,96 @@ class Pair:
             for event in self.events
             if isinstance(event, kind) and (stream_id is None or getattr(event, "stream_id", None) == stream_id)
         ]
+
+
+Frame = tuple[int, int, int, bytes]
+"""Type, flags, stream id, payload."""
+
+
+def split_frames(data: bytes | bytearray) -> list[Frame]:
+    """Cut whole frames apart."""
+    frames = []
+    data = bytes(data)
+    pos = 0
+    while pos < len(data):
+        word, flags, stream_id = FRAME_HEADER.unpack_from(data, pos)
+        stop = pos + 9 + (word >> 8)
+        assert stop <= len(data), "half a frame"
+        frames.append((word & 0xFF, flags, stream_id & STREAM_ID_MASK, data[pos + 9 : stop]))
+        pos = stop
+    return frames
+
+
+class Wire:
+    """The engine with nothing but frames on the other side, for what no library would send."""
+
+    def __init__(
+        self,
+        make: SinkMaker = Sink,
+        *,
+        limits: H2Limits = DEFAULT_LIMITS,
+        settings: list[tuple[int, int]] | None = None,
+        handshake: bool = True,
+    ) -> None:
+        self.sinks: list[Sink] = []
+        self.wakes = 0
+        self.now = 100.0
+        self.errors: list[Exception] = []
+        self.malformed: list[str] = []
+        self.encoder = hpack.Encoder()
+        self.decoder = hpack.Decoder(max_header_list_size=1 << 24)
+
+        def accept(request: Request, port: StreamPort) -> Sink:
+            sink = make(request, port)
+            self.sinks.append(sink)
+            return sink
+
+        self.engine = H2Connection(
+            accept, wake=self._wake, limits=limits, on_sink_error=self.errors.append, on_malformed=self.malformed.append
+        )
+        self.engine.start(self.now)
+        if handshake:
+            self.feed(PREFACE + encode_settings(settings or []))
+            self.take()
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def feed(self, *frames: bytes) -> None:
+        self.engine.receive_data(b"".join(frames), self.now)
+
+    def take(self) -> list[Frame]:
+        """Take everything that the engine has to send, over as many ticks as it wants."""
+        frames: list[Frame] = []
+        for _ in range(100_000):
+            data = self.engine.data_to_send()
+            if not data:
+                return frames
+            frames += split_frames(data)
+        raise AssertionError("the engine does not come to rest")
+
+    def headers(
+        self, stream_id: int, fields: list[tuple[bytes, bytes]] = GET, *, end: bool = True, flags: int = 0
+    ) -> bytes:
+        flags |= FLAG_END_HEADERS | (FLAG_END_STREAM if end else 0)
+        return encode_frame(HEADERS, flags, stream_id, self.encoder.encode(fields))
+
+    def data(self, stream_id: int, payload: bytes, *, end: bool = False) -> bytes:
+        return encode_frame(DATA, FLAG_END_STREAM if end else 0, stream_id, payload)
+
+    def open(self, stream_id: int = 1, fields: list[tuple[bytes, bytes]] = POST, *, end: bool = False) -> Sink:
+        """Open a stream and return its sink."""
+        self.feed(self.headers(stream_id, fields, end=end))
+        return self.sinks[-1]
+
+    def heads(self, frames: list[Frame]) -> list[list[tuple[bytes, bytes]]]:
+        """Decode the header blocks among `frames`."""
+        heads = []
+        block = b""
+        for kind, flags, _, payload in frames:
+            if kind in (HEADERS, CONTINUATION):
+                block += payload
+                if flags & FLAG_END_HEADERS:
+                    heads.append([(bytes(name), bytes(value)) for name, value in self.decoder.decode(block, raw=True)])
+                    block = b""
+        return heads
