@@ -55,11 +55,13 @@ async def edge_and_connector(
     state_dir: Path, handler: Handler | None = None, **settings: Any
 ) -> AsyncIterator[tuple[DevEdge, FakeConnector, Recorder]]:
     """A running edge with one registered fake connector."""
-    async with running_edge(state_dir, **settings) as (edge, recorder):
-        async with await FakeConnector.connect(edge, handler) as connector:
-            answer = await connector.register(edge.tunnel())
-            assert answer.which() == "connectionDetails", answer
-            yield edge, connector, recorder
+    async with (
+        running_edge(state_dir, **settings) as (edge, recorder),
+        await FakeConnector.connect(edge, handler) as connector,
+    ):
+        answer = await connector.register(edge.tunnel())
+        assert answer.which() == "connectionDetails", answer
+        yield edge, connector, recorder
 
 
 def visitor_tls(edge: DevEdge, *alpn: str) -> ssl.SSLContext:

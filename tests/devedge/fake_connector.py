@@ -147,7 +147,8 @@ class _Control(asyncio.Protocol):
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write_eof()
 
-    on_reset = on_eof  # type: ignore[assignment]
+    def on_reset(self, error: BaseException | None) -> None:
+        self.on_eof(())
 
     def pause_writing(self) -> None:
         pass
@@ -244,14 +245,14 @@ class FakeConnector(H2Session):
         async with asyncio.timeout(10):
             await self._server.unregisterConnection_request().send()
 
-    async def close(self) -> None:
+    async def leave(self) -> None:
         """End everything and wait until the socket is gone."""
         self._server = None
         if self._rpc is not None:
             self._rpc.close()
             self._rpc_stream.close()
             self._rpc = None
-        H2Session.close(self)
+        self.close()
         async with asyncio.timeout(10):
             await self.lost.wait()
         if self.control.done():
@@ -263,4 +264,4 @@ class FakeConnector(H2Session):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        await self.leave()

@@ -140,13 +140,15 @@ def test_many_requests_at_once(tmp_path: Path) -> None:
 
 def test_a_visitor_that_resets_cancels_the_request(tmp_path: Path) -> None:
     async def main() -> None:
-        async with edge_and_connector(tmp_path, lambda request: None) as (edge, connector, recorder):
-            async with await Visitor2.connect(edge) as visitor:
-                reply = visitor.request()
-                await until(lambda: connector.requests)
-                reply.stream.reset()
-                assert "CANCEL" in str(await connector.requests[0].reset)
-                await until(lambda: recorder.named("stream_closed"))
+        async with (
+            edge_and_connector(tmp_path, lambda request: None) as (edge, connector, recorder),
+            await Visitor2.connect(edge) as visitor,
+        ):
+            reply = visitor.request()
+            await until(lambda: connector.requests)
+            reply.stream.reset()
+            assert "CANCEL" in str(await connector.requests[0].reset)
+            await until(lambda: recorder.named("stream_closed"))
 
     run_edge(main())
 

@@ -53,13 +53,15 @@ def test_wrong_credentials_are_refused(tmp_path: Path, wrong: str) -> None:
 
 def test_the_same_connection_twice_is_a_duplicate(tmp_path: Path) -> None:
     async def main() -> None:
-        async with edge_and_connector(tmp_path) as (edge, first, _):
-            async with await FakeConnector.connect(edge) as second:
-                second.connector_id = first.connector_id
-                answer = await second.register(edge.tunnel())
-                assert answer.error.cause == "EDUPCONN"
-                answer = await second.register(edge.tunnel(), conn_index=1)
-                assert answer.which() == "connectionDetails"
+        async with (
+            edge_and_connector(tmp_path) as (edge, first, _),
+            await FakeConnector.connect(edge) as second,
+        ):
+            second.connector_id = first.connector_id
+            answer = await second.register(edge.tunnel())
+            assert answer.error.cause == "EDUPCONN"
+            answer = await second.register(edge.tunnel(), conn_index=1)
+            assert answer.which() == "connectionDetails"
 
     run_edge(main())
 
@@ -124,12 +126,14 @@ def test_an_unregistered_connector_gets_no_new_request_and_is_closed_when_idle(t
 
 def test_requests_are_spread_over_connections(tmp_path: Path) -> None:
     async def main() -> None:
-        async with edge_and_connector(tmp_path) as (edge, first, _):
-            async with await FakeConnector.connect(edge) as second:
-                await second.register(edge.tunnel(), conn_index=1)
-                for _ in range(4):
-                    await get(edge)
-                assert (len(first.requests), len(second.requests)) == (2, 2)
+        async with (
+            edge_and_connector(tmp_path) as (edge, first, _),
+            await FakeConnector.connect(edge) as second,
+        ):
+            await second.register(edge.tunnel(), conn_index=1)
+            for _ in range(4):
+                await get(edge)
+            assert (len(first.requests), len(second.requests)) == (2, 2)
 
     run_edge(main())
 

@@ -26,7 +26,7 @@ account = "0123456789abcdef0123456789abcdef"
 secret = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 hostnames = ["MQTT.example.com", "*.wild.test"]
 ingress = [
-    { hostname = "mqtt.example.com", path = "^/mqtt", service = "http://127.0.0.1:8083", originRequest = { connectTimeout = 3 } },
+    { hostname = "m.example.com", path = "^/mqtt", service = "http://127.0.0.1:83", originRequest.connectTimeout = 3 },
     { service = "http_status:404" },
 ]
 originRequest = { keepAliveTimeout = 60, noTLSVerify = true }
@@ -47,8 +47,8 @@ def test_a_full_file(tmp_path: Path) -> None:
     assert demo.config == {
         "ingress": [
             {
-                "service": "http://127.0.0.1:8083",
-                "hostname": "mqtt.example.com",
+                "service": "http://127.0.0.1:83",
+                "hostname": "m.example.com",
                 "path": "^/mqtt",
                 "originRequest": {"connectTimeout": 3},
             },
@@ -57,7 +57,7 @@ def test_a_full_file(tmp_path: Path) -> None:
         "originRequest": {"keepAliveTimeout": 60, "noTLSVerify": True},
         "warp-routing": {"maxActiveFlows": 10},
     }
-    assert demo.all_hostnames == ["demo.localhost", "mqtt.example.com", "*.wild.test"]
+    assert demo.all_hostnames == ["demo.localhost", "mqtt.example.com", "*.wild.test", "m.example.com"]
     assert (second.config, second.version) == (None, 0)
     assert "secret" not in repr(demo)
     stored = json.loads((tmp_path / "state" / "tunnels.json").read_text())
@@ -198,7 +198,7 @@ def test_ingress_needs_one_tunnel(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 tunnels"):
         Settings(tmp_path, tunnel_names=["a", "b"], ingress=["http://x"]).declarations()
     file = tmp_path / "edge.toml"
-    file.write_text(GOOD.split("[tunnels.second]")[0])
+    file.write_text(GOOD.split("[tunnels.second]", maxsplit=1)[0])
     with pytest.raises(ConfigError, match="has ingress rules"):
         Settings(tmp_path, config_file=file, ingress=["http://x"]).declarations()
     with pytest.raises(ConfigError, match="no tunnel"):
