@@ -19,8 +19,12 @@ from typing import Any, TextIO
 
 COLOURS = {"broker": "32", "edge": "36", "connector": "35", "demo": "1", "check": "34"}
 LINES_PER_SECOND = 40
-"""More events than that in one second are counted instead of shown: nobody reads faster, and a slow terminal would
-hold up the children. Programs (`--json`) get all."""
+MESSAGES_PER_SECOND = 5
+"""More events (of them: more messages) than that in one second are counted instead of shown: nobody reads faster, and
+a slow terminal would hold up the children. Programs (`--json`) get all."""
+
+CLIENT_SHOWN = 16
+"""Characters of a client id for people: generated ones are 41 long and differ early."""
 
 SHOWN_FIELDS = ("connIndex", "ip", "protocol", "version", "originService", "error")
 """Fields of the connector's log lines that people see; `--json` has all."""
@@ -151,7 +155,8 @@ class BrokerReader:
 
     def _who(self, client: str) -> str:
         user = self._known.get(client)
-        return f"{client} ({user})" if user else client
+        short = client if len(client) <= CLIENT_SHOWN else client[: CLIENT_SHOWN - 1] + "…"
+        return f"{short} ({user})" if user else short
 
     def read(self, line: str) -> Event | None:
         """One line of its output."""
@@ -215,6 +220,7 @@ class Console:
         self._secrets: list[str] = []
         self._second = 0
         self._shown = 0
+        self._messages = 0
         self._folded = 0
 
     def hide(self, secret: str) -> None:
@@ -283,12 +289,14 @@ class Console:
             return
         second = int(time.monotonic())
         if second != self._second:
-            self._second, self._shown = second, 0
+            self._second, self._shown, self._messages = second, 0, 0
             self.flush_folded()
-        if self._shown >= LINES_PER_SECOND:
+        message = event.name == "publish"
+        if self._shown >= LINES_PER_SECOND or (message and self._messages >= MESSAGES_PER_SECOND):
             self._folded += 1
             return
         self._shown += 1
+        self._messages += message
         self._row(_clock(), event.service, event.text, bad=event.bad, fit=True)
 
     def flush_folded(self) -> None:
