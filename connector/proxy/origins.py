@@ -61,15 +61,16 @@ class OriginConnection(asyncio.Protocol):
     back with `pool.release` or ends it with `abort`.
     """
 
-    __slots__ = ("idle_since", "key", "pool", "transport", "user", "uses")
+    __slots__ = ("_intended", "idle_since", "key", "pool", "transport", "user", "uses")
 
     transport: asyncio.Transport
 
-    def __init__(self, pool: OriginPool, key: str, user: OriginUser | None) -> None:
+    def __init__(self, pool: OriginPool, key: str, intended: OriginUser) -> None:
         self.pool = pool
         self.key = key
-        self.user = user
+        self.user: OriginUser | None = None
         self.uses = 0
+        self._intended: OriginUser | None = intended
         self.idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,23 +78,37 @@ class OriginConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=limits.ORIGIN_HIGH_WATER)
         self.pool.opened(self)
+        # Not at once: a transport may not be paused or aborted yet (uvloop). Nothing can arrive before, except what
+        # came along with a TLS handshake.
+        self.pool.call_soon(self._settle)
+
+    def _settle(self) -> None:
+        """Give a new connection to the user that it was dialled for, or to the next."""
+        intended, self._intended = self._intended, None
+        if intended is not None:
+            self.pool.settle(self, intended)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes to the user; without one the connection is of no more use."""
         user = self.user
         if user is not None:
             user.on_origin_data(data)
+        elif self._intended is not None:
+            self._settle()
+            self.data_received(data)
         else:
             # Nobody asked: a time-out message, or garbage behind the last answer.
             self.transport.abort()
 
     def eof_received(self) -> bool:
         """Pass the end on."""
+        self._settle()
         user = self.user
         return user.on_origin_eof() if user is not None else False
 
     def connection_lost(self, error: Exception | None) -> None:
         """Pass the loss on."""
+        self._settle()
         self.pool.lost(self)
         user, self.user = self.user, None
         if user is not None:
@@ -134,6 +149,7 @@ class OriginPool:
         self.service = service
         self.settings = settings
         self._loop = loop
+        self.call_soon = loop.call_soon
         self._context: ssl.SSLContext | None = origin_context(settings) if service.tls else None
         self._server_name = settings.origin_server_name or service.host or "localhost"
         self._idle: dict[str, list[OriginConnection]] = {}
@@ -254,12 +270,14 @@ class OriginPool:
     # -- called by connections
 
     def opened(self, connection: OriginConnection) -> None:
-        """Give a new connection to the user that it was dialled for, or to the next."""
+        """Count a new connection."""
         self._open.add(connection)
         self.dialled += 1
-        user = connection.user
-        if user is not None and user in self._waiting:
-            self._hand_over(user, connection)
+
+    def settle(self, connection: OriginConnection, intended: OriginUser) -> None:
+        """Give a new connection to the user that it was dialled for, or to whoever waits, or keep it."""
+        if intended in self._waiting:
+            self._hand_over(intended, connection)
         else:
             self.release(connection)
 

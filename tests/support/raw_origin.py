@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
+import struct
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
@@ -75,6 +77,8 @@ class RawConnection:
 
     def abort(self) -> None:
         """End with RST."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
 
@@ -119,7 +123,11 @@ class RawOrigin:
         if self._path:
             self._server = await asyncio.start_unix_server(self._serve, self._path, ssl=self._tls)
         else:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            # Small, so that a script that does not read is felt soon.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            sock.bind(("127.0.0.1", 0))
+            self._server = await asyncio.start_server(self._serve, sock=sock, ssl=self._tls)
             self.port = self._server.sockets[0].getsockname()[1]
         return self
 
