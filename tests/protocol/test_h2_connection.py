@@ -38,7 +38,7 @@ from connector.wire.h2_frames import (
     encode_window_update,
 )
 from connector.wire.h2_hpack import hpack_literal
-from tests.support.h2_doubles import GET, POST, Sink, Wire, split_frames
+from tests.support.h2_doubles import GET, POST, Sink, Wire, run_session, split_frames
 
 WINDOW_LIMIT = 2**31 - 1
 
@@ -554,27 +554,6 @@ def test_default_limits_are_consistent() -> None:
 # --- the same bytes cut anywhere -----------------------------------------------------------------------------------
 
 
-class Tracer(Sink):
-    """Answers and records in one list for all streams; payload joined, as its portions may differ."""
-
-    log: list[tuple[object, ...]]
-
-    def on_data(self, data: Buffer) -> None:
-        super().on_data(data)
-        if self.log[-1][:2] == (id(self.port), "data"):
-            self.log[-1] = (id(self.port), "data", self.log[-1][2] + bytes(data))  # type: ignore[operator]
-        else:
-            self.log.append((id(self.port), "data", bytes(data)))
-
-    def on_eof(self) -> None:
-        super().on_eof()
-        self.log.append((id(self.port), "eof"))
-
-    def on_reset(self, error: BaseException | None) -> None:
-        super().on_reset(error)
-        self.log.append((id(self.port), "reset", str(error)))
-
-
 def session_bytes() -> bytes:
     wire = Wire()
     rng = random.Random(1)
@@ -605,29 +584,6 @@ def session_bytes() -> bytes:
             encode_frame(PUSH_PROMISE, 4, 11, bytes(5)),
         ]
     )
-
-
-def run_session(pieces: list[Buffer]) -> tuple[list[tuple[object, ...]], list[tuple[int, int, int, bytes]], str]:
-    log: list[tuple[object, ...]] = []
-    numbers: dict[int, int] = {}
-
-    def make(request: Request, port: StreamPort) -> Sink:
-        sink = Tracer(request, port)
-        sink.log = log
-        numbers[id(port)] = len(numbers)
-        log.append((id(port), "open", request.method, request.target, tuple(request.headers), request.content_length))
-        return sink
-
-    wire = Wire(make, handshake=False)
-    failure = ""
-    for piece in pieces:
-        try:
-            wire.engine.receive_data(piece, 1.0)
-        except ProtocolError as error:
-            failure = str(error)
-    frames = [frame for frame in wire.take() if frame[0] != WINDOW_UPDATE]
-    wire.engine.connection_lost(None)
-    return [(numbers[entry[0]], *entry[1:]) for entry in log], frames, failure  # type: ignore[index]
 
 
 def test_same_bytes_cut_anywhere_give_the_same_calls() -> None:

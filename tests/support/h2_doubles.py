@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import h2.config
 import h2.connection
@@ -10,6 +10,7 @@ import h2.events
 import h2.settings
 import hpack
 
+from connector.errors import ProtocolError
 from connector.protocol.h2_connection import H2Connection
 from connector.protocol.h2_limits import DEFAULT_LIMITS, H2Limits
 from connector.protocol.ports import Buffer, Request, StreamPort
@@ -22,6 +23,7 @@ from connector.wire.h2_frames import (
     HEADERS,
     PREFACE,
     STREAM_ID_MASK,
+    WINDOW_UPDATE,
     encode_frame,
     encode_settings,
 )
@@ -269,3 +271,50 @@ class Wire:
                     heads.append([(bytes(name), bytes(value)) for name, value in self.decoder.decode(block, raw=True)])
                     block = b""
         return heads
+
+
+class Tracer(Sink):
+    """Answers and records in one list for all streams; payload joined, as its portions may differ."""
+
+    log: list[tuple[object, ...]]
+
+    def on_data(self, data: Buffer) -> None:
+        super().on_data(data)
+        if self.log[-1][:2] == (id(self.port), "data"):
+            self.log[-1] = (id(self.port), "data", self.log[-1][2] + bytes(data))  # type: ignore[operator]
+        else:
+            self.log.append((id(self.port), "data", bytes(data)))
+
+    def on_eof(self) -> None:
+        super().on_eof()
+        self.log.append((id(self.port), "eof"))
+
+    def on_reset(self, error: BaseException | None) -> None:
+        super().on_reset(error)
+        self.log.append((id(self.port), "reset", str(error)))
+
+
+def run_session(
+    pieces: Sequence[Buffer], limits: H2Limits = DEFAULT_LIMITS
+) -> tuple[list[tuple[object, ...]], list[Frame], str]:
+    """Feed pieces to a fresh engine; return the calls on its sinks, what it sent but credit, and its error."""
+    log: list[tuple[object, ...]] = []
+    numbers: dict[int, int] = {}
+
+    def make(request: Request, port: StreamPort) -> Sink:
+        sink = Tracer(request, port)
+        sink.log = log
+        numbers[id(port)] = len(numbers)
+        log.append((id(port), "open", request.method, request.target, tuple(request.headers), request.content_length))
+        return sink
+
+    wire = Wire(make, handshake=False, limits=limits)
+    failure = ""
+    for piece in pieces:
+        try:
+            wire.engine.receive_data(piece, 1.0)
+        except ProtocolError as error:
+            failure = str(error)
+    frames = [frame for frame in wire.take() if frame[0] != WINDOW_UPDATE]
+    wire.engine.connection_lost(None)
+    return [(numbers[entry[0]], *entry[1:]) for entry in log], frames, failure  # type: ignore[index]
