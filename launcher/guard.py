@@ -3,8 +3,8 @@
 Owns: one child process and its process group.
 In: command line `guard.py [--grace S] [--cwd DIR] [--uid N --gid N] -- COMMAND...`; standard input is one end of
     a socket pair whose other end only the launcher holds. End of file there (the launcher closed it, or died of
-    anything at all) ends the child: SIGTERM to its group, SIGKILL after `--grace` seconds. A byte `k` there: SIGKILL
-    at once.
+    anything at all) ends the child: SIGTERM to its group, SIGKILL after `--grace` seconds. A byte `t` there asks for
+    the same, a byte `k` for SIGKILL at once.
 Out: lines `pid N`, then `exit N` (negative: that signal) on the same socket; the child's own output is untouched.
 Never: imports anything outside the standard library, so that it starts in 20 ms and by path (`python -I -S`).
 
@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
+KILL = b"k"
 COMMAND_NOT_STARTED = 127
 
 
@@ -99,7 +100,7 @@ def guard(command: list[str], *, grace: float, cwd: str | None, uid: int | None,
                 said = b""
             if not said:
                 watch.remove(0)
-            stop, kill = True, kill or said == b"k"
+            stop, kill = True, kill or said == KILL
         if kill:
             _signal_group(child.pid, signal.SIGKILL)
             kill_at = time.monotonic() + 60.0

@@ -39,7 +39,6 @@ class Child:
         self.pid: int | None = None
         self.status: int | None = None
         self.guard_pid = 0
-        self.stopping = False
         self._on_line = on_line
         self._guard: asyncio.subprocess.Process
         self._lifeline: socket.socket
@@ -157,18 +156,16 @@ class Child:
 
     def ask_to_stop(self) -> None:
         """SIGTERM for the child's process group, SIGKILL after the grace time. Returns at once."""
-        self.stopping = True
-        try:
-            self._lifeline.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
+        self._say(b"t")
 
     def kill(self) -> None:
         """SIGKILL for the child's process group now."""
-        self.stopping = True
+        self._say(b"k")
+
+    def _say(self, what: bytes) -> None:
         try:
-            self._lifeline.send(b"k")
-        except OSError:
+            self._lifeline.send(what)
+        except OSError:  # the guard has ended, and its child before it
             pass
 
     async def stop(self) -> int:

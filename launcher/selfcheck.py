@@ -81,6 +81,21 @@ class RefusedError(Exception):
         self.code = code
 
 
+class _Client(mqtt.Client):
+    """paho that remembers its socket: when the WebSocket handshake fails it forgets to close it."""
+
+    dialled: socket.socket | None = None
+
+    def _create_socket_connection(self) -> socket.socket:
+        self.dialled = super()._create_socket_connection()
+        return self.dialled
+
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        wrapped = super()._ssl_wrap_socket(tcp_sock)
+        self.dialled = wrapped
+        return wrapped
+
+
 class Session:
     """One MQTT connection under check. Use as a context manager; leaving it disconnects."""
 
@@ -95,7 +110,7 @@ class Session:
         self._suback: dict[int | None, list[int]] = {}
         self._puback: dict[int, int] = {}
         self.messages: list[tuple[str, bytes]] = []
-        self._client = mqtt.Client(
+        self._client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=f"selfcheck-{secrets.token_hex(4)}",
             transport="tcp" if target.ws_path is None else "websockets",
@@ -139,10 +154,9 @@ class Session:
             self._client.loop(0.01)
         except (OSError, ValueError):
             pass
-        sock = self._client.socket()
-        self._client._sock_close()  # loop() without its thread leaves the socket open
-        if sock is not None:
-            sock.close()
+        self._client._reset_sockets()  # what its destructor does; without its thread nothing else does it in time
+        if self._client.dialled is not None:
+            self._client.dialled.close()
 
     def _until(self, arrived: Callable[[], bool], hop: str, what: str) -> None:
         deadline = time.monotonic() + STEP_SECONDS

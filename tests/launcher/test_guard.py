@@ -98,6 +98,14 @@ def test_end_of_the_lifeline_ends_the_child_in_order(opened: list[Guarded]) -> N
     wait_gone(pid)
 
 
+def test_asking_ends_the_child_in_order(opened: list[Guarded]) -> None:
+    guarded = python(opened, OBEDIENT)
+    guarded.child_pid()
+    guarded.up()
+    guarded.lifeline.sendall(b"t")
+    assert guarded.reports.readline() == "exit -15\n"
+
+
 def test_a_child_that_ignores_sigterm_is_killed_after_the_grace_time(opened: list[Guarded]) -> None:
     guarded = python(opened, STUBBORN, grace=0.2)
     pid = guarded.child_pid()
@@ -111,6 +119,7 @@ def test_k_kills_at_once_even_while_waiting(opened: list[Guarded]) -> None:
     guarded = python(opened, STUBBORN)  # grace 30 s, more than any wait here
     guarded.child_pid()
     guarded.up()
+    guarded.lifeline.sendall(b"t")
     guarded.lifeline.sendall(b"k")
     assert guarded.reports.readline() == "exit -9\n"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import stat
 from pathlib import Path
@@ -16,7 +15,7 @@ from launcher.credentials import User
 from launcher.errors import HopError
 from launcher.mosquitto import Binary, Broker
 from tests.launcher.support import accepts, linux, needs_mosquitto, program, running_mosquitto, users, wait_gone
-from tests.support.aio import run
+from tests.support.aio import run, until
 
 
 def test_version_is_read_from_the_help_text(tmp_path: Path) -> None:
@@ -129,7 +128,7 @@ def test_root_gives_the_broker_a_lesser_user(tmp_path: Path) -> None:
     async def main() -> int:
         async with running_mosquitto(tmp_path, demo, health) as broker:
             assert broker.child.pid is not None
-            assert Path(f"/proc/{broker.child.pid}").stat().st_uid != 0
+            assert os.stat(f"/proc/{broker.child.pid}").st_uid != 0
             os.kill(broker.child.guard_pid, 9)
             wait_gone(broker.child.pid)
             return await broker.child.exited
@@ -154,7 +153,7 @@ def test_a_taken_port_is_tried_again_with_others(tmp_path: Path) -> None:
 
         async def ready(broker: Broker) -> None:
             if taken in {broker.mqtt_port, broker.ws_port}:
-                await broker.child.exited  # somebody else's listener may answer anything, or nothing
+                await never(broker)  # somebody else's listener may answer anything, or nothing
             await accepts(broker, health)
 
         broker = await mosquitto.start(
@@ -170,6 +169,13 @@ def test_a_taken_port_is_tried_again_with_others(tmp_path: Path) -> None:
         assert len(asked) == 2
 
 
+@pytest.fixture
+def as_ourselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs in our private test directory cannot be run as another user."""
+    monkeypatch.setattr(mosquitto, "broker_identity", lambda: None)
+
+
+@pytest.mark.usefixtures("as_ourselves")
 def test_ports_that_stay_taken_end_with_advice(tmp_path: Path) -> None:
     binary = Binary(program(tmp_path / "mosquitto", "echo 'Error: Address already in use' >&2; exit 1"), (2, 0, 11))
 
@@ -182,14 +188,14 @@ def test_ports_that_stay_taken_end_with_advice(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.usefixtures("as_ourselves")
 def test_a_broker_that_ends_at_once_is_told_with_its_last_lines(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
     binary = Binary(program(tmp_path / "mosquitto", "echo 'Error: no luck' >&2; exit 3"), (2, 0, 11))
 
     async def main() -> None:
-        with pytest.raises(HopError, match="ended at once: exit status") as caught:
+        with pytest.raises(HopError, match="ended at once: exit status 3") as caught:
             await mosquitto.start(tmp_path / "b", users(), binary, on_line=None, ready=never)
-        assert caught.value.tail
+        assert caught.value.tail == ["Error: no luck"]
 
     run(main())
 
@@ -199,14 +205,13 @@ async def never(_broker: Broker) -> None:
 
 
 @linux
+@pytest.mark.usefixtures("as_ourselves")
 def test_a_readiness_that_fails_leaves_no_broker(tmp_path: Path) -> None:
-    sleeper = shutil.which("sleep")
-    assert sleeper is not None
     pids: list[int] = []
 
     async def fails(broker: Broker) -> None:
-        while broker.child.pid is None:
-            await asyncio.sleep(0.01)
+        await until(lambda: broker.child.pid is not None, what="pid")
+        assert broker.child.pid is not None
         pids.append(broker.child.pid)
         raise HopError("broker", "not today")
 

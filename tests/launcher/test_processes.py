@@ -96,7 +96,6 @@ def test_kill_does_not_wait_for_the_grace_time() -> None:
         child.ask_to_stop()
         child.kill()
         await child.exited
-        # The byte cannot follow the end of the stream: whichever came first, it must not take the grace time.
         assert child.status == -9
 
     run(main(), limit=20)
