@@ -170,7 +170,9 @@ class EdgeConnection:
                 except _StoppedError:
                     await self._unregister(client, log)
                     raise
-        except RegistrationError:
+        except RegistrationError as error:
+            if _unanswered(error):
+                raise EdgeLostError(str(error), advice=error.advice) from None
             await self._await_close(link, REFUSED_SECONDS)
             raise
         except _StoppedError:
@@ -262,3 +264,8 @@ class EdgeConnection:
             raise
         finally:
             self._scope = None
+
+
+def _unanswered(error: RegistrationError) -> bool:
+    """Tell whether the call broke off instead of being answered: pycapnp's exception stays as the error's context."""
+    return getattr(error.__context__, "type", None) == "DISCONNECTED"
