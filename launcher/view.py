@@ -126,9 +126,7 @@ def read_connector(line: str) -> Event:
         return Event("connector", "log", line, {"line": line}, bad="error" in line.lower())
     level = str(facts.get("level", "info"))
     message = str(facts.get("message", ""))
-    extra = " ".join(
-        f"{k}={v}" for k, v in facts.items() if k in {"connIndex", "error", "ip", "version", "originService"}
-    )
+    extra = " ".join(f"{key}={facts[key]}" for key in SHOWN_FIELDS if key in facts)
     bad = level in {"error", "fatal", "panic"}
     return Event("connector", "log", f"{message} {extra}".strip(), facts, bad or level == "warn")
 
@@ -143,7 +141,7 @@ class BrokerReader:
     SUBSCRIBED = re.compile(r"(\S+) ([012]) (\S.*)$")
     REFUSED = re.compile(r"Sending CONNACK to (.*) \(0, (\d+)\)$")
     REFUSED_HERE = re.compile(r"Client (.*) refused: (.*)$")
-    LEFT = re.compile(r"Client (.*?)(?: \[[^\]]*\])? (disconnected|closed its connection|has exceeded timeout.*)(.*)$")
+    LEFT = re.compile(r"Client (.*?)(?: \[[^\]]*\])? (disconnected|closed its connection|has exceeded timeout)(.*)$")
     WARNING = re.compile(r"(?i)^(?:\d+: )?(error|warning)\b")
     PROTOCOLS = {"1": "MQTT 3.1", "2": "MQTT 3.1.1", "5": "MQTT 5"}  # noqa: RUF012
 
