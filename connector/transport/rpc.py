@@ -49,7 +49,9 @@ capnp.remove_import_hook()  # it looks for *.capnp on every import of anything
 CLOSE_SECONDS = 2.0
 """How long `close` waits for the last messages to leave pycapnp. They leave within a loop turn or two."""
 
-RESPONSE_TEXT_LIMIT = 1_000
+_REMOTE = "remote exception: "  # what pycapnp puts before the peer's own words
+
+RESPONSE_TEXT_LIMIT = 300
 """Characters of an edge's error text that go into ours. Real ones have under 100."""
 
 ABORT_SHUTDOWN = bytes.fromhex(
@@ -272,8 +274,13 @@ class RegistrationClient:
         if given_up is not None:
             advice = getattr(given_up, "advice", "")
             return RegistrationError(f"{what}: the control stream ended: {given_up}", advice=advice)
-        text = _clean(getattr(error, "description", None) or str(error) or type(error).__name__)
+        raw = str(getattr(error, "description", None) or error or type(error).__name__)
+        text = _clean(raw)
         if getattr(error, "type", None) == "DISCONNECTED":
+            if raw.startswith(_REMOTE):
+                return RegistrationError(f"{what}: rpc: aborted by remote: {text}")
+            if raw != "Peer disconnected.":
+                return RegistrationError(f"{what}: the edge's bytes on the control stream are no RPC: {text}")
             return RegistrationError(
                 f"{what}: the edge closed the control stream without an answer",
                 advice="The edge may be restarting; the connection is made again.",
@@ -326,6 +333,9 @@ def _refusal(cause: str, should_retry: bool, retry_after: float) -> Registration
 
 def _clean(text: str) -> str:
     """Shorten and flatten a peer's text for one log line."""
-    text = text.removeprefix("remote exception: ")
+    text = text.removeprefix(_REMOTE)
     text = "".join(char if char.isprintable() else " " for char in text)
-    return text if len(text) <= RESPONSE_TEXT_LIMIT else text[:RESPONSE_TEXT_LIMIT] + "..."
+    if len(text) <= RESPONSE_TEXT_LIMIT:
+        return text
+    half = RESPONSE_TEXT_LIMIT // 2  # of a traceback the end tells most
+    return f"{text[:half]} ... {text[-half:]}"

@@ -90,7 +90,8 @@ def decode_token(text: str) -> Token:
             endpoint=_text(fields, "e"),
         )
     except _BadFieldError as error:
-        raise TokenError(_advice(text) or f"What is wrong: {error}. {_ASK_AGAIN}") from None
+        guess = _advice(text) if isinstance(error, _BadFormError) else ""
+        raise TokenError(guess or f"What is wrong: {error}. {_ASK_AGAIN}") from None
 
 
 def encode_token(token: Token) -> str:
@@ -138,17 +139,21 @@ class _BadFieldError(Exception):
     """What is wrong, in words that quote nothing of the text."""
 
 
+class _BadFormError(_BadFieldError):
+    """The text as a whole is not base64, or what it holds is not JSON."""
+
+
 def _decode_base64(text: str) -> bytes:
     try:
         data = text.encode("ascii")
     except UnicodeEncodeError:
-        raise _BadFieldError("it holds characters outside ASCII") from None
+        raise _BadFormError("it holds characters outside ASCII") from None
     data = data.replace(b"\r", b"").replace(b"\n", b"")
     try:
         # Strict mode refuses foreign characters, missing and excess padding, as Go's decoder does.
         return binascii.a2b_base64(data, strict_mode=True) if data else b""
     except ValueError:
-        raise _BadFieldError("it is not standard base64 with padding") from None
+        raise _BadFormError("it is not standard base64 with padding") from None
 
 
 def _decode_object(data: bytes, what: str) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def _decode_object(data: bytes, what: str) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8", "replace"), parse_constant=_refuse_constant, parse_int=_keep_number)
     except (ValueError, RecursionError):
-        raise _BadFieldError(f"{what} is not JSON") from None
+        raise _BadFormError(f"{what} is not JSON") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -252,8 +257,10 @@ def _advice(text: str) -> str:
 
 def _looks_cut(text: str) -> bool:
     body = text.replace("\r", "").replace("\n", "").rstrip("=")
+    if len(body) % 4 == 1:
+        return True
     try:
-        data = binascii.a2b_base64(body[: len(body) // 4 * 4])
+        data = binascii.a2b_base64(body + "=" * (-len(body) % 4))
     except ValueError:
         return False
     return not data.rstrip().endswith(b"}")

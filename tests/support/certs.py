@@ -62,7 +62,9 @@ class Authority:
         )
         return certificate, key
 
-    def server_context(self, directory: Path, *names: str, with_root: bool = False, **validity: datetime.timedelta) -> ssl.SSLContext:
+    def server_context(
+        self, directory: Path, *names: str, with_root: bool = False, **validity: datetime.timedelta
+    ) -> ssl.SSLContext:
         certificate, key = self.issue(*names, **validity)
         path = directory / f"server-{x509.random_serial_number():x}.pem"
         data = certificate.public_bytes(serialization.Encoding.PEM)

@@ -11,7 +11,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import capnp
 import h2.config
@@ -20,6 +20,7 @@ import h2.events
 import h2.exceptions
 
 from connector.transport.rpc import load_schema
+from tests.support.aio import until
 from tests.support.certs import Authority
 
 EDGE_NAME = "h2.cftunnel.com"
@@ -74,8 +75,7 @@ class MiniEdgeConnection(asyncio.Protocol):
         self.received = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is no asyncio.Transport
         self.edge.connections.append(self)
         if self.edge.speak:
             self.h2.initiate_connection()
@@ -152,9 +152,7 @@ class MiniEdgeConnection(asyncio.Protocol):
         buffer, end = self.pending[stream_id]
         try:
             while buffer:
-                size = min(
-                    len(buffer), self.h2.local_flow_control_window(stream_id), self.h2.max_outbound_frame_size
-                )
+                size = min(len(buffer), self.h2.local_flow_control_window(stream_id), self.h2.max_outbound_frame_size)
                 if size <= 0:
                     return
                 self.h2.send_data(stream_id, bytes(buffer[:size]))
@@ -217,6 +215,8 @@ class MiniEdge:
                 connection.transport.abort()
                 await connection.wait_closed()
         await self.server.wait_closed()
+        # asyncio runs a task of its own per handshake; one that the connector refused may still be ending.
+        await until(lambda: not [t for t in asyncio.all_tasks() if "_accept_connection2" in repr(t.get_coro())])
 
     async def accepted(self) -> MiniEdgeConnection:
         async with asyncio.timeout(10):
@@ -224,7 +224,7 @@ class MiniEdge:
 
 
 class RpcServer:
-    """pycapnp's server on a control stream, by a socket pair and two pumps. `async with RpcServer(stream, registrar):`."""
+    """pycapnp's server on a control stream, by a socket pair and two pumps."""
 
     def __init__(self, stream: EdgeStream, registrar: Any) -> None:
         self.stream = stream
@@ -276,7 +276,9 @@ class Registrar(load_schema("tunnelrpc").RegistrationServer.Server):  # type: ig
         self.configurations: list[bytes] = []
         self.unregistered = 0
 
-    async def registerConnection(self, auth: Any, tunnelId: Any, connIndex: int, options: Any, _context: Any, **_: Any) -> None:  # noqa: N802,N803
+    async def registerConnection(
+        self, auth: Any, tunnelId: Any, connIndex: int, options: Any, _context: Any, **_: Any
+    ) -> None:
         self.registered.append(
             {"auth": auth.to_dict(), "tunnelId": bytes(tunnelId), "connIndex": connIndex, "options": options.to_dict()}
         )
@@ -284,10 +286,10 @@ class Registrar(load_schema("tunnelrpc").RegistrationServer.Server):  # type: ig
         if pending is not None:
             await pending
 
-    async def unregisterConnection(self, _context: Any, **_: Any) -> None:  # noqa: N802
+    async def unregisterConnection(self, _context: Any, **_: Any) -> None:
         self.unregistered += 1
 
-    async def updateLocalConfiguration(self, config: Any, _context: Any, **_: Any) -> None:  # noqa: N802
+    async def updateLocalConfiguration(self, config: Any, _context: Any, **_: Any) -> None:
         self.configurations.append(bytes(config))
 
 

@@ -181,11 +181,12 @@ def test_wrong_connection_id(tmp_path: Path) -> None:
 
 
 async def _register_raw(s: Setup, act: Callable[[], None]) -> RegistrationError:
-    with pytest.raises(RegistrationError) as caught:
-        async with RegistrationClient(await s.link.control_stream(5)) as client:
-            call = asyncio.ensure_future(client.register(TOKEN, 0, OPTIONS, 5))
-            await s.control.read(48)
-            act()
+    """Start a registration, `act` when its first bytes are at the edge, return what it raised."""
+    async with RegistrationClient(await s.link.control_stream(5)) as client:
+        call = asyncio.ensure_future(client.register(TOKEN, 0, OPTIONS, 5))
+        await s.control.read(48)
+        act()
+        with pytest.raises(RegistrationError) as caught:
             await call
     return caught.value
 
@@ -193,9 +194,9 @@ async def _register_raw(s: Setup, act: Callable[[], None]) -> RegistrationError:
 RAW: list[tuple[str, bytes, str]] = [
     ("http", b"HTTP/1.1 400 Bad Request\r\n\r\n", "no RPC"),
     ("huge", bytes.fromhex("00000000ffffffff") + b"\0" * 64, "no RPC"),
-    ("zeros", b"\0" * 64, "control stream"),
-    ("ones", b"\x01\0\0\0\x01\0\0\0\x01\0\0\0" + b"\xff" * 64, ""),
-    ("abort", ABORT_SHUTDOWN, "shutdown"),
+    ("zeros", b"\0" * 64, "no RPC"),
+    ("ones", b"\x01\0\0\0\x01\0\0\0\x01\0\0\0" + b"\xff" * 64, "control stream"),
+    ("abort", ABORT_SHUTDOWN, "aborted by remote: rpc: shutdown"),
 ]
 
 
