@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from connector import __version__
@@ -130,6 +129,8 @@ _TOPICS = ("run", "tunnel", "flags")
 
 
 def _unknown(word: str, known: Sequence[str], prefix: str) -> UsageError:
+    from difflib import get_close_matches
+
     from connector.app.flags import looks_like_token
 
     if word in _ABSENT:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 from connector.app.durations import parse_duration
 from connector.app.flag_table import ALIASES, FLAGS, Flag
@@ -96,6 +95,8 @@ def _find(name: str) -> Flag:
     flag = FLAGS.get(ALIASES.get(name, name))
     if flag is not None:
         return flag
+    from difflib import get_close_matches  # noqa: PLC0415  (slow to import, needed for typing errors only)
+
     close = get_close_matches(name, [*FLAGS, *(alias for alias in ALIASES if len(alias) > 1), "help", "version"], n=1)
     advice = f"Did you mean --{close[0]}?" if close else ""
     raise UsageError(f"flag provided but not defined: -{_show(name)}", advice=advice)
