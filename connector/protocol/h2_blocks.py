@@ -29,7 +29,7 @@ Block = tuple[int, Fields, bool]
 class HeaderBlocks:
     """The header blocks of one connection, in their order. While `stream_id` is not 0, only CONTINUATION may come."""
 
-    __slots__ = ("_block", "_count", "_decoder", "_ends", "_limits", "stream_id")
+    __slots__ = ("_block", "_count", "_decoder", "_ends", "_limits", "_size", "stream_id")
 
     def __init__(self, limits: H2Limits) -> None:
         self._limits = limits
@@ -37,6 +37,7 @@ class HeaderBlocks:
         self._block = bytearray()
         self._count = 0
         self._ends = False
+        self._size = 0  # of the last whole block
         self.stream_id = 0
 
     def receive_headers(self, flags: int, stream_id: int, payload: bytes) -> Block | None:
@@ -73,9 +74,13 @@ class HeaderBlocks:
         return stream_id, self._decode(block), self._ends
 
     def is_too_large(self, fields: Fields) -> bool:
-        """Return whether the fields exceed the header list size that our SETTINGS announced."""
-        size = len(fields) * ENTRY_OVERHEAD + sum([len(name) + len(value) for name, value in fields])
-        return size > self._limits.max_header_list_size
+        """Return whether the fields of the last block exceed the header list size that our SETTINGS announced."""
+        limit = self._limits.max_header_list_size
+        count = len(fields)
+        # A field is a table entry or in the block, where no code is shorter than 5 bits: mostly no sum is due.
+        if count * (ENTRY_OVERHEAD + DEFAULT_HEADER_TABLE_SIZE) + 2 * self._size <= limit:
+            return False
+        return count * ENTRY_OVERHEAD + sum([len(name) + len(value) for name, value in fields]) > limit
 
     def _check_size(self, size: int) -> None:
         limit = self._limits.max_header_block
@@ -83,6 +88,7 @@ class HeaderBlocks:
             raise H2Error(ErrorCode.ENHANCE_YOUR_CALM, f"a header block of more than {limit} bytes")
 
     def _decode(self, block: bytes) -> Fields:
+        self._size = len(block)
         try:
             return self._decoder.decode(block)
         except WireError as error:

@@ -409,9 +409,13 @@ class H2Connection:
         streams = self.streams
         blocks = self.blocks
         largest = self._largest_data_word
-        view: memoryview | None = None
-        copying = type(data) is bytes
         need = FRAME_HEADER_LENGTH
+        copying = type(data) is bytes
+        if not copying and end - pos >= need and _unpack_header(data, pos)[0] >> 8 < _SMALL:
+            # Small frames: one copy of all is cheaper than a view of each. Large ones are worth their views.
+            data = bytes(data)
+            copying = True
+        view: memoryview | None = None
         while end - pos >= FRAME_HEADER_LENGTH:
             word, flags, stream_id = _unpack_header(data, pos)
             start = pos + FRAME_HEADER_LENGTH

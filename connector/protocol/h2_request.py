@@ -63,19 +63,24 @@ def _classify(name: bytes) -> int:
     return kind
 
 
+def _bad_value(fields: list[tuple[bytes, bytes]]) -> str:
+    names = [name[:64] for name, value in fields if not is_field_value(value)]
+    return f"the value of {names[0]!r} holds a control character"
+
+
 def decode_request(fields: list[tuple[bytes, bytes]], ended: bool) -> tuple[Request, bool]:
     """Return the Request that `fields` open, and whether the peer waits for `:status 100`.
 
     `ended`: the HEADERS frame carried END_STREAM. Errors: MalformedRequestError.
     """
+    if not is_field_value(b"".join([value for _, value in fields])):
+        raise MalformedRequestError(_bad_value(fields))
     classes = _classes
     pseudo: dict[bytes, bytes] = {}
     special: dict[bytes, list[bytes]] = {}
     headers: list[tuple[bytes, bytes]] = []
     for field in fields:
         name, value = field
-        if not is_field_value(value):
-            raise MalformedRequestError(f"the value of {name[:64]!r} holds a control character")
         kind = classes.get(name)
         if kind is None:
             kind = _classify(name)
