@@ -10,10 +10,12 @@ Reading order: `run` (signals, exit status), `_up` (the start), `_watch` (the li
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -33,6 +35,8 @@ T = TypeVar("T")
 
 TUNNEL = "demo"
 PATH = "/mqtt"
+PREFIX = "tunnel-demo-"
+LOCK = "lock"
 PREFERRED_PUBLIC_PORT = 8443
 
 BROKER_SECONDS = 15.0
@@ -107,6 +111,7 @@ class Demo:
         self._live = False
         self._edge_reader = EdgeReader()
         self._broker_reader = BrokerReader()
+        self._lock = -1
         self._facts: Facts
 
     async def run(self) -> int:
@@ -173,7 +178,9 @@ class Demo:
     def _make_directory(self) -> None:
         keep = self.options.keep
         if keep is None:
-            self.directory = Path(tempfile.mkdtemp(prefix="tunnel-demo-"))
+            remove_abandoned(Path(tempfile.gettempdir()))
+            self.directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+            self._lock = hold_lock(self.directory)
             return
         try:
             keep.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -460,11 +467,13 @@ Ready. Public address:  {place.url}
         """Connector first, so that it drains and unregisters; then the edge; the broker last."""
         self._live = False
         if self.ready and self._signal is not None:
-            self.console.text("\nStopping.")
+            self.console.stopping()
         for child in reversed(self.children):
             await child.stop()
         if self.options.keep is None and self.directory != Path():
             await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
 
 
 ADVICE = {
@@ -474,7 +483,7 @@ ADVICE = {
     "registration": "read the connector's last lines above: it says why the dev edge did not take it",
     "configuration": "the dev edge's ingress and the connector disagree: please report it with the lines above",
     selfcheck.TLS: "the dev edge's public side did not answer as expected: see the lines above",
-    selfcheck.WEBSOCKET: "a status of 502 means the connector cannot reach the broker, 5xx otherwise no connector",
+    selfcheck.WEBSOCKET: "502: the connector did not reach the broker; another 5xx: the dev edge has no connector",
     selfcheck.CONNECT: "the WebSocket works, the broker's answer does not come through: see the broker's lines above",
     selfcheck.SUBSCRIBE: "see the broker's lines above",
     selfcheck.PUBLISH: "see the broker's lines above",
@@ -483,8 +492,38 @@ ADVICE = {
 
 
 def _tail(child: Child) -> list[str]:
-    """The last lines of a child; the connector's JSON in words."""
-    return [read_connector(line).text if child.name == "connector" else line for line in child.tail]
+    """The last lines of a child; JSON in words."""
+    if child.name == "broker":
+        return list(child.tail)
+    read = read_connector if child.name == "connector" else EdgeReader().read
+    return [read(line).text for line in child.tail]
+
+
+def hold_lock(directory: Path) -> int:
+    """Mark `directory` as in use for as long as this process lives; returns what to close."""
+    descriptor = os.open(directory / "lock.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.rename(directory / "lock.new", directory / LOCK)  # nobody sees the file before it is locked
+    return descriptor
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove what demos left behind that were killed too hard to do it themselves: keys, tokens, passwords."""
+    for directory in parent.glob(PREFIX + "*"):
+        try:
+            status = directory.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+                continue
+            descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)
+        except OSError:
+            pass  # in use
+        finally:
+            os.close(descriptor)
 
 
 def _port_is_free(port: int) -> bool:

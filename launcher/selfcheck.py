@@ -298,7 +298,7 @@ def run(target: Target, demo: User, health: User, report: Report, *, cancelled: 
             raise HopError(PUBLISH, f"the broker refused the message: reason code {code}")
         acknowledged = (time.monotonic() - begun) * 1000.0
         session.receive(CHECK_TOPIC, payload)
-        done(DELIVERY, f"QoS 1 message, PUBACK in {acknowledged:.1f} ms, there and back")
+        done(DELIVERY, f"QoS 1 message back, PUBACK after {acknowledged:.1f} ms")
         if target.mqtt5:  # 3.1.1 has no way to say that a message was refused
             code = session.publish(f"{demo.name}/selfcheck", payload)
             if code != 135:

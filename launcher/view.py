@@ -303,6 +303,13 @@ class Console:
             folded, self._folded = self._folded, 0
             self._row(_clock(), "demo", f"... and {folded} more events")
 
+    def stopping(self) -> None:
+        """Its user asked for the end."""
+        if self._json:
+            self._json_line({"event": "stopping"})
+        else:
+            self._write("\nStopping (again to stop at once).")
+
     def text(self, text: str) -> None:
         """Text for people only."""
         if not self._json:
