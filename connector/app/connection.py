@@ -159,6 +159,8 @@ class EdgeConnection:
     async def _live(self, link: H2Link, address: EdgeAddress, log: Logger) -> None:
         async with self._until_stopped():
             control = await link.control_stream(CONTROL_SECONDS)
+        if control.ended.done():  # opened and given up in one breath
+            raise EdgeLostError(f"the control stream ended at once: {control.error or 'the edge closed it'}")
         try:
             async with RegistrationClient(control) as client:
                 details = await self._register(client, link, address, log)
