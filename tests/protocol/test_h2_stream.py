@@ -294,6 +294,36 @@ def test_response_of_an_origin() -> None:
     ]
 
 
+# What cloudflared 2026.8.2 sent for the same origin headers; it orders the names of a list by chance.
+RECORDED = [
+    (
+        200,
+        b"Content-Length: 2|Content-Type: text/html|Server: x|X-Multi: a|X-Multi: b",
+        b"Q29udGVudC1MZW5ndGg:Mg;Q29udGVudC1UeXBl:dGV4dC9odG1s;U2VydmVy:eA;WC1NdWx0aQ:YQ;WC1NdWx0aQ:Yg",
+    ),
+    (201, b"Content-Length: 0|Location: /p/1", b"Q29udGVudC1MZW5ndGg:MA;TG9jYXRpb24:L3AvMQ"),
+    (304, b'Etag: "z"', b"RXRhZw:Inoi"),
+    (
+        200,
+        b"Content-Length: 1|Set-Cookie: a=1; Path=/|Set-Cookie: b=2|Connection: keep-alive|Keep-Alive: timeout=5|"
+        b"Proxy-Authenticate: Basic|Cf-Int-Secret: no|Cf-Cloudflared-X: no|Cf-Proxy-Y: no",
+        b"S2VlcC1BbGl2ZQ:dGltZW91dD01;Q29udGVudC1MZW5ndGg:MQ;U2V0LUNvb2tpZQ:YT0xOyBQYXRoPS8;U2V0LUNvb2tpZQ:Yj0y;"
+        b"Q29ubmVjdGlvbg:a2VlcC1hbGl2ZQ;UHJveHktQXV0aGVudGljYXRl:QmFzaWM",
+    ),
+    (204, b"access-control-allow-origin: *", b"QWNjZXNzLUNvbnRyb2wtQWxsb3ctT3JpZ2lu:Kg"),
+]
+
+
+@pytest.mark.parametrize(("status", "origin", "serialised"), RECORDED)
+def test_recorded_responses(status: int, origin: bytes, serialised: bytes) -> None:
+    headers = [(name, value) for name, _, value in (line.partition(b": ") for line in origin.split(b"|"))]
+    head = dict(response_of(status, headers))
+    assert head.pop(b":status") == b"%d" % status
+    assert head.pop(META) == b'{"src":"origin"}'
+    assert sorted(head.pop(SERIALISED).split(b";")) == sorted(serialised.split(b";"))
+    assert head == {name.lower(): value for name, value in headers if name == b"Content-Length"}
+
+
 def test_response_headers_are_present_even_if_empty() -> None:
     assert response_of(200, []) == [(b":status", b"200"), (SERIALISED, b""), (META, b'{"src":"origin"}')]
 
