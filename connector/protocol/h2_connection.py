@@ -53,8 +53,9 @@ class H2Connection:
     """One connection to the edge.
 
     Call `start` once, then `receive_data` for every read. `wake` is called when there is something to send, from inside
-    any other call: it may only schedule the taking of `data_to_send`. Drive `handle_timeout` by `next_timeout`. When `receive_data` or `handle_timeout` raises ProtocolError, a GOAWAY is in the
-    out-buffer: send it, close the socket. Call `connection_lost` exactly once, whatever the end was.
+    any other call: it may only schedule the taking of `data_to_send`. Drive `handle_timeout` by `next_timeout`. When
+    `receive_data` or `handle_timeout` raises ProtocolError, a GOAWAY is in the out-buffer: send it, close the socket.
+    Call `connection_lost` exactly once, whatever the end was.
     """
 
     __slots__ = (
