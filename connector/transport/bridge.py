@@ -4,9 +4,10 @@ Owns: a socket pair, one end registered with the loop, and what waits between it
 In: StreamSink calls; bytes from the far end. Out: StreamPort calls; bytes to the far end.
 Never: makes a task, drops a byte, or understands more of a message than where it ends.
 
-*Strategy*: both directions move by callbacks. Towards the far end a byte is `consumed` (and so credited to the edge)
-only when the socket took it, so what waits here is bounded by the stream's receive window; towards the edge the near
-end is simply not read while the stream is paused.
+*Strategy*: both directions move by callbacks. Towards the far end messages are passed on whole, after the one repair
+that pycapnp needs (wire/capnp.py); a byte is `consumed`, and so credited to the edge, only when the socket took it, so
+what waits here is bounded by the stream's receive window. Towards the edge the near end is not read while the stream
+is paused.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import socket
 
 from connector.errors import ProtocolError, WireError
 from connector.protocol.ports import Buffer, ResetCode, StreamPort
-from connector.wire.capnp import MessageCounter
+from connector.wire.capnp import MessageCounter, MessageSplitter, repair_exception
 
 READ_SIZE = 65_536
 """Bytes read from the far end at once. RPC messages have a few hundred."""
+
+MAX_MESSAGE = 256 * 1024
+"""Bytes of one message from the edge, a quarter of the stream window, so that a whole one always fits in. On the
+control stream only answers come, of a few hundred bytes. Precedent: cloudflared 64 MiB."""
 
 
 class SocketBridge:
@@ -44,7 +49,7 @@ class SocketBridge:
         self._eof_received = False
         self._responded = False
         self._sent_eof = False
-        self._received = MessageCounter()
+        self._received = MessageSplitter(MAX_MESSAGE)
         self._sent = MessageCounter()
         loop.add_reader(near, self._on_readable)
 
@@ -63,32 +68,34 @@ class SocketBridge:
 
     def on_data(self, data: Buffer) -> None:
         """Pass payload on; what the socket does not take waits, uncredited."""
-        size = len(data)
         near = self._near
         if near is None:
-            self._port.consumed(size)
+            self._port.consumed(len(data))
             return
         try:
-            self._received.feed(data)
+            messages = self._received.feed(data)
         except WireError as error:
             self._give_up(ProtocolError(f"the edge's bytes on the control stream are no RPC: {error}"))
             return
+        if not messages:
+            return
+        for message in messages:
+            repair_exception(message)
+        whole = messages[0] if len(messages) == 1 else bytearray().join(messages)
         sent = 0
         if not self._backlog:
             try:
-                sent = near.send(data)
+                sent = near.send(whole)
             except BlockingIOError:
                 pass
             except OSError:  # the far end is gone: nobody will read this
-                self._port.consumed(size)
-                return
-        if sent:
-            self._port.consumed(sent)
-        if sent < size:
+                sent = len(whole)
+        if sent < len(whole):
             if not self._backlog:
                 self._loop.add_writer(near, self._on_writable)
-            with memoryview(data) as view:
-                self._backlog += view[sent:]
+            self._backlog += whole[sent:]
+        if sent:
+            self._port.consumed(sent)
 
     def on_eof(self) -> None:
         """Show the end to the far end, after everything that waits."""
@@ -122,7 +129,7 @@ class SocketBridge:
             return
         self._loop.remove_reader(near)
         self._loop.remove_writer(near)
-        waiting = len(self._backlog)
+        waiting = len(self._backlog) + self._received.held
         self._backlog.clear()
         if not self._sent_eof:
             while data := self._read(near):

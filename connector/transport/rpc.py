@@ -266,6 +266,8 @@ class RegistrationClient:
                 f"{what}: the edge did not answer within {timeout:g} seconds",
                 advice="The edge is overloaded or the way to it is bad; --rpc-timeout gives it longer.",
             ) from None
+        except UnicodeDecodeError:
+            raise RegistrationError(f"{what}: the edge's answer holds text that is not UTF-8") from None
         except Exception as error:  # KjException, or what pycapnp makes of one
             raise self._explain(what, error) from None
 

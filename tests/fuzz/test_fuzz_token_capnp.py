@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from connector.errors import WireError
-from connector.wire.capnp import MessageCounter, message_length
+from connector.wire.capnp import MessageCounter, message_length, repair_exception
 from connector.wire.token import Token, decode_credentials, decode_token, encode_token
+from tests.support.vectors import all_vectors, vector
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -83,3 +84,17 @@ def test_any_frames(data: bytes, cuts: list[int]) -> None:
         else:
             outcomes.append((counter.messages, counter.whole))
     assert outcomes[0] == outcomes[-1]
+
+
+@BOUNDED
+@given(
+    st.sampled_from(sorted(all_vectors())), st.lists(st.tuples(st.integers(8, 400), st.integers(0, 255)), max_size=8)
+)
+def test_repair_of_anything(name: str, changes: list[tuple[int, int]]) -> None:
+    data = bytearray(vector(name) + bytes(8))
+    for at, byte in changes:
+        data[at % len(data)] = byte
+    size = len(data)
+    repair_exception(data)
+    assert len(data) == size
+    assert not repair_exception(data)
