@@ -4,7 +4,8 @@ Owns: the rule set in force, one pool per rule, the streams that are active, cou
 In: Request and StreamPort from a link. Out: a StreamSink; events to `on_event`.
 Never: parses HTTP or moves payload.
 
-Events (`on_event(name, fields)`, only when somebody listens):
+Events (`on_event(name, fields)`, only when somebody listens;
+with `access_events=False` only `failed`:
 `request` at the start, `response` when a head went out, `finished` at the end, `failed` with error, cause and advice.
 All carry `kind`, `host`, `path` (never the query: it may hold secrets), `rule` and `service`. An eyeball that goes away
 is a `finished` with `whole` false, not an error.
@@ -42,10 +43,12 @@ class Dispatcher:
         tags: Iterable[tuple[str, str]] = (),
         loop: asyncio.AbstractEventLoop,
         on_event: OnEvent | None = None,
+        access_events: bool = True,
         on_configuration: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self.loop = loop
         self.on_event = on_event
+        self._on_access = on_event if access_events else None
         self.on_configuration = on_configuration
         self.requests = 0
         self.errors = 0
@@ -121,7 +124,7 @@ class Dispatcher:
                 ),
             )
         rule = self._ingress.match(request.host, request.target)
-        if self.on_event is not None:
+        if self._on_access is not None:
             self._event("request", request, rule)
         if rule.access.required:
             return self._refuse(
@@ -137,29 +140,26 @@ class Dispatcher:
         if service.kind is ServiceKind.STATUS:
             answer_status(port, service.status)
             self._count(service.status)
-            if self.on_event is not None:
+            if self._on_access is not None:
                 self._event("response", request, rule, status=service.status)
                 self._event("finished", request, rule, status=service.status)
             return IGNORE
         route = self._routes[rule.index]
         if route is None or self._closed:
-            what = "is closing" if self._closed else f"does not serve `{service.text}` services yet"
-            return self._refuse(
-                request,
-                port,
-                rule,
-                UnsupportedError(
-                    f"this version {what}" if not self._closed else "the connector is closing",
-                    advice="" if self._closed else "http, https, ws, wss, unix, unix+tls and http_status services work",
-                ),
+            if self._closed:
+                return self._refuse(request, port, rule, UnsupportedError("the connector is closing"))
+            problem = UnsupportedError(
+                f"this version does not serve `{service.text}` services yet",
+                advice="http, https, ws, wss, unix, unix+tls and http_status services work",
             )
+            return self._refuse(request, port, rule, problem)
         exchange: HttpExchange
         if kind is RequestKind.WEBSOCKET:
             exchange = WebSocketExchange(self, request, port, route, self._drains)
         else:
             exchange = HttpExchange(self, request, port, route)
         self._active.add(exchange)
-        if self.on_event is not None:
+        if self._on_access is not None:
             exchange.started = self.loop.time()
         exchange.start()
         return exchange
@@ -196,7 +196,7 @@ class Dispatcher:
 
     def exchange_answered(self, exchange: HttpExchange) -> None:
         """Report a response head."""
-        if self.on_event is not None:
+        if self._on_access is not None:
             self._event("response", exchange.request, exchange.route.rule, status=exchange.status)
 
     def exchange_finished(self, exchange: HttpExchange) -> None:
@@ -204,7 +204,7 @@ class Dispatcher:
         self._active.discard(exchange)
         if exchange.whole:
             self._count(exchange.status)
-        if self.on_event is not None:
+        if self._on_access is not None:
             milliseconds = round((self.loop.time() - exchange.started) * 1000, 3)
             fields = {"status": exchange.status or None, "whole": exchange.whole, "ms": milliseconds}
             self._event("finished", exchange.request, exchange.route.rule, **fields)

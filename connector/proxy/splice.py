@@ -36,7 +36,7 @@ class Splice(asyncio.Protocol):
         self._consumed = port.consumed
         self._connection = connection
         self._transport = transport
-        self._write = transport.write
+        self._write: Callable[[bytes], None] = transport.write
         self._drains = drains
         self._done = done
         self._owed = 0
@@ -97,6 +97,7 @@ class Splice(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """End the stream. A pipe that breaks is not an error here: the stream just ends."""
         self._drains.discard(self)
+        self._write = _discard
         if not self._origin_ended:
             self._origin_ended = True
             self._port.write_eof()
@@ -116,6 +117,10 @@ class Splice(asyncio.Protocol):
         owed, self._owed = self._owed, 0
         if owed:
             self._consumed(owed)
+
+
+def _discard(data: bytes) -> None:
+    """Stand in for a transport that is gone."""
 
 
 class DrainQueue:
