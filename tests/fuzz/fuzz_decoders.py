@@ -1,0 +1,63 @@
+"""Coverage-guided fuzzing of tokens, Cap'n Proto framing, origins' answers and pushed configurations. Needs `atheris`.
+
+`python tests/fuzz/fuzz_decoders.py [corpus]`. The first byte picks the decoder; the checks are those of the
+test_fuzz_*.py files, which run without `atheris`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    try:
+        import atheris
+    except ImportError:
+        sys.exit("fuzz_decoders needs the package atheris: pip install atheris")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    with atheris.instrument_imports(include=["connector"]):
+        from connector.errors import ConfigError, WireError
+        from connector.proxy.ingress import parse_remote_config
+        from connector.wire.capnp import MessageCounter, message_length
+        from tests.fuzz.test_fuzz_http1 import feed
+        from tests.fuzz.test_fuzz_token_capnp import decodes_or_wire_error
+    import json
+
+    def token(data: bytes) -> None:
+        decodes_or_wire_error(data.decode("latin-1"))
+
+    def capnp(data: bytes) -> None:
+        try:
+            message_length(data)
+            counter = MessageCounter()
+            for at in range(0, len(data), 7):
+                counter.feed(data[at : at + 7])
+        except WireError:
+            pass
+
+    def origin(data: bytes) -> None:
+        assert feed(data, max(1, len(data)), b"GET") == feed(data, 3, b"GET")
+
+    def configuration(data: bytes) -> None:
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            return
+        try:
+            parse_remote_config(1, value).match(b"a.example.com:80", "/x")
+        except ConfigError:
+            pass
+
+    checks = (token, capnp, origin, configuration)
+
+    def one_input(data: bytes) -> None:
+        if data:
+            checks[data[0] % len(checks)](data[1:])
+
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
