@@ -63,6 +63,13 @@ class ProtocolError(ConnectorError):
     retry = Retry.BACKOFF
 
 
+class DiscoveryError(ConnectorError):
+    """DNS gave no usable answer to one question, or no way led to the edge's addresses."""
+
+    scope = Scope.PROCESS
+    retry = Retry.BACKOFF
+
+
 class EdgeDialError(ConnectorError):
     """No transport connection to an edge address: name lookup, TCP or timeout."""
 
