@@ -26,6 +26,9 @@ from connector.transport.rpc import load_schema
 GARBAGE = bytes(range(255, 0, -1)) * 4
 """No Cap'n Proto message: its first word announces four billion segments."""
 
+KJ_TURNS = 3
+"""Loop turns until KJ's own callback, which asks for the first read, has run for certain (it takes one)."""
+
 
 class Registration:
     """What a connector asks for. `secret` is compared and forgotten; it is not part of the repr."""
@@ -149,6 +152,7 @@ class ControlStream:
         self._rpc_stream: Any = None
         self._ours: asyncio.Transport | None = None
         self._early = bytearray()
+        self._serving = False
         self._ended = False
         self._opening: asyncio.Task[None] | None = None
 
@@ -175,6 +179,11 @@ class ControlStream:
             theirs.close()
             raise
         self._server = capnp.TwoPartyServer(self._rpc_stream, bootstrap=_server(self._desk, self._fault, self._gone))
+        # pycapnp must have asked for its first read before a byte is there: it pauses its transport from inside
+        # `get_buffer` otherwise, which crashes libuv (uvloop). KJ asks in its next turn, so give it some.
+        for _ in range(KJ_TURNS):
+            await asyncio.sleep(0)
+        self._serving = True
         if self._early:
             transport.write(bytes(self._early))
             self._early.clear()
@@ -215,7 +224,7 @@ class ControlStream:
         if self._fault == "garbage":
             stream.write(GARBAGE)
             return
-        if self._server is None:
+        if not self._serving:
             self._early += data
             if len(self._early) > 1024 * 1024:
                 stream.reset(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
@@ -234,7 +243,7 @@ class ControlStream:
         if self._ended:
             return
         self._ended = True
-        if self._server is not None and self._ours is not None and not self._ours.is_closing():
+        if self._serving and self._ours is not None and not self._ours.is_closing():
             self._ours.write_eof()
         self._desk.control_ended()
 
