@@ -143,7 +143,8 @@ class BrokerReader:
     REFUSED_HERE = re.compile(r"Client (.*) refused: (.*)$")
     LEFT = re.compile(r"Client (.*?)(?: \[[^\]]*\])? (disconnected|closed its connection|has exceeded timeout)(.*)$")
     WARNING = re.compile(r"(?i)^(?:\d+: )?(error|warning)\b")
-    PROTOCOLS = {"1": "MQTT 3.1", "2": "MQTT 3.1.1", "5": "MQTT 5"}  # noqa: RUF012
+    # 2.0 counts the versions it knows; 2.1 gives the number on the wire.
+    PROTOCOLS = {"1": "MQTT 3.1", "2": "MQTT 3.1.1", "3": "MQTT 3.1", "4": "MQTT 3.1.1", "5": "MQTT 5"}  # noqa: RUF012
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}

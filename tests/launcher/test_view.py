@@ -30,7 +30,7 @@ Error: Unable to write pid file."""
 V21 = """\
 New client connected from 127.0.0.1:48187 as s (p5, c1, k30, u'health').
 Client s [127.0.0.1:48187] disconnected: not authorised.
-New client connected from 127.0.0.1:48188 as s (p5, c1, k30).
+New client connected from 127.0.0.1:48188 as s (p4, c1, k30).
 Client s [127.0.0.1:48188] closed its connection."""
 
 
@@ -54,7 +54,7 @@ def test_mosquitto_2_1_in_words() -> None:
     assert broker(V21) == [
         ("connected", "+ s (health) connected, MQTT 5"),
         ("disconnected", "- s (health) disconnected: not authorised"),
-        ("connected", "+ s connected, MQTT 5"),
+        ("connected", "+ s connected, MQTT 3.1.1"),
         ("disconnected", "- s closed its connection"),
     ]
 
