@@ -36,7 +36,7 @@ class HealthServer:
         host, port = split_address(self._address, "--metrics", any_host=True)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, "127.0.0.1" if host == "localhost" else host or None, port).start()
+            await web.TCPSite(self._runner, _bind_host(host, port), port).start()
         except OSError as error:
             await self._runner.cleanup()
             cause = error.strerror or str(error)
@@ -78,3 +78,10 @@ class HealthServer:
             ("cloudflared_orchestration_config_version", "gauge", "", now.config_version),
         )  # fmt: skip
         return "".join(f"# TYPE {name} {kind}\n{name}{labels} {value}\n" for name, kind, labels, value in rows)
+
+
+def _bind_host(host: str, port: int) -> str | None:
+    """Give what to bind: localhost is IPv4 alone, as Go has it; no host is everything, but one socket for port 0."""
+    if host == "localhost":
+        return "127.0.0.1"
+    return host or (None if port else "0.0.0.0")
