@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from launcher import demo as demo_module
-from launcher import embedded
+from launcher import embedded, mosquitto
 from launcher.processes import Child
 from launcher.view import Console
-from tests.launcher.support import linux, marked, needs_mosquitto, wait_gone, wait_none_marked
+from tests.launcher.support import linux, marked, needs_mosquitto, program, wait_gone, wait_none_marked
 from tests.support.aio import run as aio_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -443,4 +443,42 @@ def test_every_hop_that_fails_is_named(
     assert words in failed["message"]
     assert failed["advice"]
     assert failed["tail"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broker: str = "auto") -> tuple[int, list[Facts]]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    out = io.StringIO()
+    options = demo_module.Options(broker=broker, public_port=0, once=True)
+    status = aio_run(demo_module.Demo(options, Console(out, as_json=True)).run(), limit=60)
+    return status, [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+@pytest.mark.skipif(not embedded.available(), reason="NO amqtt HERE: the embedded broker is not tested")
+@pytest.mark.parametrize("why", ["missing", "too old", "without websockets"])
+def test_where_mosquitto_cannot_be_had_the_embedded_broker_steps_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    version = "1.6.12" if why == "too old" else "2.0.11"
+    script = f"[ $1 = -h ] && echo 'mosquitto version {version}' && exit 3\n"
+    path = program(directory / "mosquitto", script + "echo 'Error: Websockets support not available.' >&2; exit 1")
+    monkeypatch.setattr(mosquitto, "find_program", lambda name: None if why == "missing" else path)
+    monkeypatch.setattr(mosquitto, "broker_identity", lambda: None)
+    state = tmp_path / "state"
+    state.mkdir()
+    status, events = in_process(monkeypatch, state)
+    assert status == 0, events
+    assert sum("using the embedded broker" in event.get("text", "") for event in events) == 1
+
+
+def test_no_broker_at_all_is_told_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mosquitto, "find_program", lambda name: None)
+    monkeypatch.setattr(embedded, "available", lambda: False)
+    for broker in ("auto", "mosquitto", "embedded"):
+        status, events = in_process(monkeypatch, tmp_path, broker)
+        assert status == 1
+        assert (events[-1]["event"], events[-1]["hop"]) == ("failed", "broker")
+        assert "apt install mosquitto" in events[-1]["advice"]
     assert list(tmp_path.iterdir()) == []
