@@ -53,10 +53,10 @@ class H1Visitor(asyncio.Protocol):
         self._idle: asyncio.TimerHandle | None = None
 
     def finish(self) -> None:
-        """Close after the present response."""
+        """Close after the present response; a WebSocket at once, for it has no end of its own."""
         self._finishing = True
-        if self._exchange is None and self._transport is not None:
-            self._transport.close()
+        if self._exchange is None or self._raw:
+            self._close()
 
     # asyncio.Protocol.
 

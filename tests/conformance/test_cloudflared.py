@@ -159,7 +159,10 @@ def test_500_websockets(up: Tunnel) -> None:
         async def one(n: int) -> None:
             async with gate:
                 connection = await websockets.connect(
-                    f"wss://localhost:{up.port}/ws", ssl=context, subprotocols=["mqtt"], open_timeout=60
+                    f"wss://localhost:{up.port}/ws",
+                    ssl=context,
+                    subprotocols=[websockets.Subprotocol("mqtt")],
+                    open_timeout=60,
                 )
             try:
                 assert connection.subprotocol == "mqtt"
@@ -219,11 +222,15 @@ def test_mqtt(tmp_path: Path) -> None:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5, transport="websockets")
         client.tls_set(ca_certs=str(up.ca))
         client.username_pw_set("u", "p")
-        client.on_connect = lambda *_: client.subscribe("t/#", qos=1)
+
+        def on_connect(*_: object) -> None:
+            client.subscribe("t/#", qos=1)
+
+        client.on_connect = on_connect
         client.on_subscribe = lambda *_: subscribed.set()
 
         def on_message(_client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
-            got.append(message.payload)
+            got.append(bytes(message.payload))
             if len(got) == len(payloads):
                 done.set()
 

@@ -5,6 +5,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from connector.devedge.connectors import LOCATION
 from tests.devedge.edges import edge_and_connector, get, run_edge, running_edge
@@ -149,3 +150,20 @@ def test_a_local_configuration_is_shown(tmp_path: Path) -> None:
             assert event["config"] == {"ingress": []}
 
     run_edge(main())
+
+
+def test_connectors_that_speak_at_once_on_uvloop(tmp_path: Path) -> None:
+    """pycapnp must be reading before the first byte is there: under uvloop anything else ends the process."""
+
+    async def main() -> None:
+        async with running_edge(tmp_path) as (edge, recorder):
+            for _ in range(10):
+                connectors = [await FakeConnector.connect(edge) for _ in range(5)]
+                answers = await asyncio.gather(
+                    *(connector.register(edge.tunnel(), index) for index, connector in enumerate(connectors))
+                )
+                assert [answer.which() for answer in answers] == ["connectionDetails"] * 5
+                await asyncio.gather(*(connector.leave() for connector in connectors))
+            await until(lambda: len(recorder.named("disconnected")) == 50)
+
+    run_edge(main(), loop_factory=uvloop.new_event_loop)
