@@ -46,8 +46,7 @@ class WebSocketExchange(HttpExchange):
         """Drop the origin connection."""
         if self._splice is not None:
             self._splice.abort()
-        else:
-            self._finish()
+        self._finish()
 
     def pause_writing(self) -> None:
         """Stop reading the origin."""
@@ -93,13 +92,15 @@ class WebSocketExchange(HttpExchange):
             splice.on_eof()
 
     def _done(self) -> None:
-        self.whole = True
-        self._finish()
+        if not self.finished:
+            self.whole = True
+            self._finish()
 
     def cancel(self) -> None:
         """End both sides at once: the dispatcher closes."""
         if self._splice is not None and not self.finished:
             self.port.reset(ResetCode.CANCELLED)
             self._splice.abort()
+            self._finish()
         else:
             super().cancel()

@@ -115,7 +115,7 @@ INVALID: list[tuple[list[dict[str, Any]], str]] = [
     ([{"service": "http://"}], "http:// is an invalid address, please make sure"),
     (
         [{"service": "http://h/"}],
-        "http://h/ is an invalid address, ingress rules don't support proxying to a different",
+        "http://h/ is an invalid address, ingress rules don't support proxying to",
     ),
     ([{"service": "http://h/x"}], "http://h/x is an invalid address, ingress rules don't support"),
     ([{"service": "http://h:99999"}], "is an invalid address"),

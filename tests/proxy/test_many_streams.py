@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from typing import cast
 
 from tests.proxy.conftest import Runner
 from tests.proxy.rig import rig
@@ -19,8 +20,7 @@ class Origin(asyncio.Protocol):
     live = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
         self.upgraded = False
         Origin.live += 1
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -21,8 +17,8 @@ from tests.proxy.conftest import Runner
 from tests.proxy.rig import Rig, rig
 from tests.support.aio import until
 from tests.support.memory_port import MemoryPort
-
-MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+from tests.support.origins import mosquitto
+from tests.support.processes import MOSQUITTO
 
 
 def test_aiohttp(on_loop: Runner) -> None:
@@ -150,39 +146,21 @@ def test_websockets(on_loop: Runner) -> None:
 def test_mosquitto(on_loop: Runner, tmp_path: Path) -> None:
     """CONNECT, SUBSCRIBE, PUBLISH to oneself and DISCONNECT through the proxy, in MQTT 3.1.1 bytes."""
 
-    async def main() -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            number = sock.getsockname()[1]
-        config = tmp_path / "mosquitto.conf"
-        config.write_text(f"listener {number} 127.0.0.1\nprotocol websockets\nallow_anonymous true\n")
-        assert MOSQUITTO
-        broker = await asyncio.create_subprocess_exec(
-            MOSQUITTO, "-c", str(config), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-        )
-        try:
-            await until(lambda: reachable(number), what="mosquitto listens")
-            async with rig(f"http://127.0.0.1:{number}") as it:
-                client = Client(it, "/mqtt", "mqtt")
-                await client.connected()
-                client.send(b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04test")
-                assert await client.message() == b"\x20\x02\x00\x00"
-                client.send(b"\x82\x08\x00\x01\x00\x03a/b\x00")
-                assert await client.message() == b"\x90\x03\x00\x01\x00"
-                client.send(b"\x30\x0a\x00\x03a/bhello")
-                assert await client.message() == b"\x30\x0a\x00\x03a/bhello"
-                client.send(b"\xe0\x00")
-                await client.port.whole()
-                client.port.send_eof()
-                await until(lambda: it.dispatcher.active == 0)
-                assert it.dispatcher.errors == 0
-        finally:
-            broker.terminate()
-            await broker.wait()
+    async def main(number: int) -> None:
+        async with rig(f"http://127.0.0.1:{number}") as it:
+            client = Client(it, "/mqtt", "mqtt")
+            await client.connected()
+            client.send(b"\x10\x16\x00\x04MQTT\x04\xc2\x00\x3c\x00\x04test\x00\x01u\x00\x01p")
+            assert await client.message() == b"\x20\x02\x00\x00"
+            client.send(b"\x82\x08\x00\x01\x00\x03a/b\x00")
+            assert await client.message() == b"\x90\x03\x00\x01\x00"
+            client.send(b"\x30\x0a\x00\x03a/bhello")
+            assert await client.message() == b"\x30\x0a\x00\x03a/bhello"
+            client.send(b"\xe0\x00")
+            await client.port.whole()
+            client.port.send_eof()
+            await until(lambda: it.dispatcher.active == 0)
+            assert it.dispatcher.errors == 0
 
-    on_loop(main())
-
-
-def reachable(number: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", number)) == 0
+    with mosquitto(tmp_path) as number:
+        on_loop(main(number))
