@@ -79,6 +79,7 @@ async def _main(config: RunConfig, log: Logger) -> int:
         tags=tuple(config.tags),
         loop=loop,
         on_event=request_log(log),
+        access_events=log.output.enabled("debug"),
     )
     orchestrator = Orchestrator(dispatcher, log)
     dispatcher.on_configuration = orchestrator.on_configuration
