@@ -8,6 +8,7 @@ import pytest
 import uvloop
 
 from connector.devedge.connectors import LOCATION
+from connector.devedge.h2session import H2Stream, RawHeaders
 from tests.devedge.edges import edge_and_connector, get, run_edge, running_edge
 from tests.devedge.fake_connector import FakeConnector
 from tests.support.aio import until
@@ -152,17 +153,34 @@ def test_a_local_configuration_is_shown(tmp_path: Path) -> None:
     run_edge(main())
 
 
+BOOTSTRAP = bytes.fromhex(
+    "0000000005000000 0000000001000100 0800000000000000 0000000001000100 0000000000000000 0000000000000000"
+)
+
+
+class HastyConnector(FakeConnector):
+    """Sends its first RPC message in the same breath as the head of the control stream, as cloudflared does."""
+
+    def on_request(self, stream: H2Stream, headers: RawHeaders) -> None:
+        super().on_request(stream, headers)
+        if self.control.done():
+            self.answered = asyncio.Event()
+            self.control.result().tap = lambda data: self.answered.set()
+            stream.write(BOOTSTRAP)
+
+
 def test_connectors_that_speak_at_once_on_uvloop(tmp_path: Path) -> None:
     """pycapnp must be reading before the first byte is there: under uvloop anything else ends the process."""
 
     async def main() -> None:
         async with running_edge(tmp_path) as (edge, recorder):
             for _ in range(10):
-                connectors = [await FakeConnector.connect(edge) for _ in range(5)]
-                answers = await asyncio.gather(
-                    *(connector.register(edge.tunnel(), index) for index, connector in enumerate(connectors))
-                )
-                assert [answer.which() for answer in answers] == ["connectionDetails"] * 5
+                connectors = [await HastyConnector.connect(edge) for _ in range(5)]
+                for connector in connectors:
+                    assert isinstance(connector, HastyConnector)
+                    await until(connector.control.done)
+                    async with asyncio.timeout(10):
+                        await connector.answered.wait()
                 await asyncio.gather(*(connector.leave() for connector in connectors))
             await until(lambda: len(recorder.named("disconnected")) == 50)
 
