@@ -152,9 +152,9 @@ def _change_peer_window(connection: H2Connection, value: int) -> None:
     change = value - connection.peer_window
     connection.peer_window = value
     for stream in connection.streams.values():
-        stream.send_window += change
-        if stream.send_window > WINDOW_LIMIT:
+        if stream.send_window + change > WINDOW_LIMIT:
             raise H2Error(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE past the largest window")
+        stream.send_window += change
         if stream.pending is not None and stream.send_window > 0:
             connection.wait_turn(stream)
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import struct
-from collections.abc import Callable
+from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -50,6 +50,8 @@ LIMITS = H2Limits(
     out_high_water=4_000,
     fair_share=700,
 )
+WIDE_LIMITS = replace(LIMITS, stream_window=1 << 20, connection_window=1 << 24)
+"""With windows that a session cannot exceed: where reads are cut decides when credit is given back."""
 LARGEST_WRITE = 3_000
 
 
@@ -127,7 +129,7 @@ def check_invariants(engine: H2Connection) -> None:
         assert stream.receiving == (not stream.receive_ended and not stream.discarding and stream.body_left < 0)
 
 
-def drive(pieces: list[bytes], seed: int, *, check: Callable[[bytes], None] | None = None) -> None:
+def drive(pieces: list[bytes], seed: int) -> None:
     rng = random.Random(seed)
     sinks: list[ActingSink] = []
     failures: list[Exception] = []
@@ -240,6 +242,13 @@ frames = st.one_of(
 )
 
 
+class Pieces(list[bytes]):
+    """Frames that show as their headers: whole payloads would be megabytes of report."""
+
+    def __repr__(self) -> str:
+        return f"<{[piece[:24].hex() for piece in self]}>"
+
+
 @st.composite
 def sessions(draw: st.DrawFn) -> list[bytes]:
     """Frames in an order that mostly makes sense: streams are opened, used and ended."""
@@ -274,7 +283,7 @@ def sessions(draw: st.DrawFn) -> list[bytes]:
             pieces.append(encode_window_update(stream_id, draw(st.integers(1, 10_000))))
         else:
             pieces.append(draw(frames))
-    return pieces
+    return Pieces(pieces)
 
 
 def cut(data: bytes, rng: random.Random) -> list[bytes]:
@@ -327,10 +336,10 @@ def test_mutated_sessions(pieces: list[bytes], seed: int, count: int) -> None:
 @given(sessions(), st.integers(0, 2**32))
 def test_sessions_cut_anywhere_give_the_same_calls(pieces: list[bytes], seed: int) -> None:
     data = b"".join(pieces)
-    whole = run_session([data], LIMITS)
-    assert run_session(cut(data, random.Random(seed)), LIMITS) == whole
+    whole = run_session([data], WIDE_LIMITS)
+    assert run_session(cut(data, random.Random(seed)), WIDE_LIMITS) == whole
     if len(data) < 3_000:
-        assert run_session([data[at : at + 1] for at in range(len(data))], LIMITS) == whole
+        assert run_session([data[at : at + 1] for at in range(len(data))], WIDE_LIMITS) == whole
 
 
 @thorough
