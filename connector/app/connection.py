@@ -21,7 +21,7 @@ from connector.app.logs import Logger
 from connector.app.orchestrator import local_configuration
 from connector.app.state import TunnelState
 from connector.errors import ConnectorError, EdgeLostError, RegistrationError
-from connector.protocol.reconnect import Action, Decision, Failure, RetryState
+from connector.protocol.reconnect import Action, Failure, RetryState, classify
 from connector.transport.h2 import H2Link, dial_h2
 from connector.transport.rpc import ConnectionDetails, ConnectionOptions, RegistrationClient
 
@@ -108,6 +108,8 @@ class EdgeConnection:
             state.disconnected(self.conn_index)
         if self._stopping:
             raise _StoppedError
+        if not isinstance(error, RegistrationError):  # a refusal was reported as soon as it came
+            self._report(error, log)
         decision = state.policy.decide(
             self._retry,
             error,
@@ -116,7 +118,8 @@ class EdgeConnection:
             ever_registered=state.registrations > 0,
         )
         self._retry = decision.state
-        self._report(error, decision, log)
+        if decision.action is Action.RETRY:
+            log.info(f"Retrying connection in up to {format_duration(decision.wait_limit)}")
         if decision.action is Action.END_PROCESS:
             raise error
         if decision.rotate:
@@ -124,16 +127,15 @@ class EdgeConnection:
         async with self._until_stopped():
             await asyncio.sleep(decision.wait)
 
-    def _report(self, error: Exception, decision: Decision, log: Logger) -> None:
-        advice = (error.advice if isinstance(error, ConnectorError) else "") or _ADVICE.get(decision.failure, "")
+    def _report(self, error: Exception, log: Logger) -> None:
+        """Say what went wrong and what to do, in one line."""
+        failure = classify(error)
+        advice = (error.advice if isinstance(error, ConnectorError) else "") or _ADVICE.get(failure, "")
         fields = {"advice": advice} if advice else {}
-        if decision.failure is Failure.LOST:
+        if failure is Failure.LOST:
             self._log.info("Lost connection with the edge")
         level = "warn" if self._state.connected else "error"
-        text = str(error) or type(error).__name__
-        log.log(level, _MESSAGES[decision.failure], error=text, **fields)
-        if decision.action is Action.RETRY:
-            log.info(f"Retrying connection in up to {format_duration(decision.wait_limit)}")
+        log.log(level, _MESSAGES[failure], error=str(error) or type(error).__name__, **fields)
 
     async def _attempt(self, address: EdgeAddress, log: Logger) -> None:
         """Dial, register, serve. Returns when the edge closed the link; raises what went wrong, or _StoppedError."""
@@ -175,6 +177,7 @@ class EdgeConnection:
         except RegistrationError as error:
             if _unanswered(error):
                 raise EdgeLostError(str(error), advice=error.advice) from None
+            self._report(error, log)
             await self._await_close(link, REFUSED_SECONDS)
             raise
         except _StoppedError:
