@@ -315,6 +315,10 @@ class Wakeups:
                     self._drop_socket()
                     break
                 changes.add(Cause.MISSED)
+                # libuv stops watching a socket that reported an error; watch it anew.
+                assert self._loop is not None
+                self._loop.remove_reader(self._socket.fileno())
+                self._loop.add_reader(self._socket.fileno(), self._readable)
                 self._memory = NetworkMemory()
                 self._send(self._memory.dump())
                 continue
