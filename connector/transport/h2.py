@@ -6,7 +6,8 @@ Never: makes a task, looks at requests other than to keep the control stream.
 
 *Strategy*: one read is parsed whole, then everything it caused goes out in one write: the engine's `wake` asks for one
 `call_soon(flush)` a loop tick. Reads land in one buffer per link (BufferedProtocol), which the engine parses where it
-lies.
+lies. Measured over TLS, CPU of the reader: 256 MiB cost 0.19-0.27 s with it and 0.22-0.57 s with Protocol, a 128-byte
+message 19-26 us on uvloop and 41-57 us on asyncio with either; reads of 64 KiB instead of 256 KiB gain nothing.
 """
 
 from __future__ import annotations
@@ -74,10 +75,7 @@ async def dial_h2(
         sock.close()
         certificate = await maybe_read_peer_certificate(address, server_name)
         raise explain_tls_error(error, server_name, peer, certificate) from None
-    except ssl.SSLError as error:
-        sock.close()
-        raise explain_tls_error(error, server_name, peer, None) from None
-    except OSError as error:
+    except OSError as error:  # ssl.SSLError is one
         sock.close()
         raise explain_tls_error(error, server_name, peer, None) from None
     except BaseException:

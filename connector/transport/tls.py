@@ -26,10 +26,23 @@ EDGE_NAMES = {"http2": "h2.cftunnel.com", "quic": "quic.cftunnel.com", "probe": 
 MAX_CACERT = 16 * 1024 * 1024
 """Bytes read of a --cacert file. The largest system bundles have 300 KiB; more is the wrong file."""
 
+TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""For TLS 1.2 only what HTTP/2 allows (RFC 9113 section 9.2.2); cloudflared ends a connection with any other. In TLS
+1.3, which the edge speaks, none is forbidden."""
+
 DIAGNOSIS_SECONDS = 3.0
 """Limit of the second look at a certificate that did not verify."""
 
 _NAME_MISMATCH = {62, 63, 64}  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, _EMAIL_, _IP_ADDRESS_
+_NOT_TLS = {
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "UNKNOWN_PROTOCOL",
+    "RECORD_LAYER_FAILURE",
+    "PACKET_LENGTH_TOO_LONG",
+    "BAD_RECORD_TYPE",
+    "UNEXPECTED_MESSAGE",
+}
 _OUT_OF_TIME = {9: "is not valid yet", 10: "has expired"}
 
 _PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
@@ -50,6 +63,7 @@ def edge_context(cacert: str | None = None, *, transport: str = "http2") -> ssl.
         raise ValueError(f"no such transport: {transport}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies chain and name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(TLS12_CIPHERS)
     # On by default since Python 3.13; some of the edge's authorities, and most private ones, lack the extensions it
     # asks for. Chain, signatures, validity and name are checked all the same.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -156,9 +170,7 @@ def explain_tls_error(
             advice="Check host and port of --edge: what listens there may not speak TLS, or a firewall cuts it.",
         )
     reason = getattr(error, "reason", "") or ""
-    if reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"} or (
-        reason in {"PACKET_LENGTH_TOO_LONG", "BAD_RECORD_TYPE", "UNEXPECTED_MESSAGE"}
-    ):
+    if reason in _NOT_TLS:
         return EdgeTlsError(
             f"{peer} does not speak TLS",
             advice="Check host and port of --edge: edge links go to port 7844, a dev edge prints its own address.",
@@ -167,6 +179,11 @@ def explain_tls_error(
         return EdgeTlsError(
             f"{peer} and this connector have no TLS version in common",
             advice="TLS 1.2 or 1.3 is needed; something between here and the edge may intercept the connection.",
+        )
+    if reason in {"SSLV3_ALERT_HANDSHAKE_FAILURE", "TLSV1_ALERT_INSUFFICIENT_SECURITY"}:
+        return EdgeTlsError(
+            f"{peer} refuses the TLS parameters of this connector",
+            advice="TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM or ChaCha20, is needed on the other side.",
         )
     return EdgeTlsError(
         f"TLS handshake with {peer} failed: {_reason(error)}",

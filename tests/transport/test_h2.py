@@ -272,7 +272,8 @@ def test_goaway_then_close_is_clean(tmp_path: Path, loop: Loop) -> None:
         sink.port.respond(200, ())
         sink.port.write_eof()
         async with asyncio.timeout(5):
-            await s.link._loop.create_task(stream.ended.wait())
+            await stream.ended.wait()
+        assert stream.status == 200
         s.peer.close()
         await s.link.wait_closed()
 

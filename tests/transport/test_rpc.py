@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
+import sys
+import tomllib
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -20,7 +24,14 @@ from connector.errors import (
     UnauthorizedError,
 )
 from connector.transport.h2 import H2Link, dial_h2
-from connector.transport.rpc import ABORT_SHUTDOWN, ConnectionOptions, RegistrationClient, address_bytes, go_arch
+from connector.transport.rpc import (
+    ABORT_SHUTDOWN,
+    ConnectionOptions,
+    RegistrationClient,
+    address_bytes,
+    go_arch,
+    load_schema,
+)
 from connector.transport.tls import edge_context
 from connector.wire.token import Token
 from tests.support.aio import run
@@ -317,3 +328,25 @@ def test_go_arch() -> None:
     assert go_arch("linux", "armv7l") == "linux_arm"
     assert go_arch("darwin", "arm64") == "darwin_arm64"
     assert go_arch("win32", "AMD64") == "windows_amd64"
+
+
+def test_schemas_of_an_installed_package(tmp_path: Path) -> None:
+    """The layout that pyproject.toml gives a wheel: no proto/ beside the package, copies inside it."""
+    root = Path(__file__).parents[2]
+    shutil.copytree(root / "connector", tmp_path / "connector", ignore=shutil.ignore_patterns("__pycache__"))
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    for source, target in project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].items():
+        (tmp_path / target).parent.mkdir(exist_ok=True)
+        shutil.copy(root / source, tmp_path / target)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from connector.transport.rpc import load_schema;"
+        "print(load_schema('tunnelrpc').__file__, load_schema('quic_metadata.capnp').__file__)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    files = done.stdout.split()
+    assert [Path(file).parent for file in files] == [tmp_path / "connector" / "_schemas"] * 2
+
+
+def test_unknown_schema() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no schema none\.capnp"):
+        load_schema("none")

@@ -67,6 +67,20 @@ def test_versions(tmp_path: Path) -> None:
     assert handshake(context, server).version() == "TLSv1.2"
 
 
+def test_no_cipher_that_http2_forbids(tmp_path: Path) -> None:
+    authority = Authority()
+    server = authority.server_context(tmp_path, NAME)
+    server.maximum_version = ssl.TLSVersion.TLSv1_2
+    server.set_ciphers("ECDHE-ECDSA-AES128-SHA256")
+    context = trusting(tmp_path, authority)
+    assert not [cipher["name"] for cipher in context.get_ciphers() if "SHA1" in cipher["description"]]
+    with pytest.raises(ssl.SSLError):
+        handshake(context, server)
+    alert = ssl.SSLError(1, "[SSL: SSLV3_ALERT_HANDSHAKE_FAILURE] x")
+    alert.reason = "SSLV3_ALERT_HANDSHAKE_FAILURE"
+    assert "refuses the TLS parameters" in str(explain_tls_error(alert, NAME, "e", None))
+
+
 def test_wrong_name_is_refused(tmp_path: Path) -> None:
     authority = Authority()
     with pytest.raises(ssl.SSLCertVerificationError) as caught:
