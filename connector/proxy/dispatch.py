@@ -24,6 +24,7 @@ from connector.proxy import limits
 from connector.proxy.builtin import IGNORE, ConfigurationSink, answer_status
 from connector.proxy.http import HttpExchange, Route
 from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, Rule, ServiceKind
+from connector.proxy.origin_tls import ContextCache
 from connector.proxy.origins import OriginPool
 from connector.proxy.reply import UnsupportedError, describe, refuse
 from connector.proxy.splice import DrainQueue
@@ -93,12 +94,8 @@ class Dispatcher:
 
         Errors: ConfigError when an origin cannot start (unreadable `caPool`); then nothing has changed.
         """
-        routes = [
-            Route(rule, OriginPool(self.loop, rule.service, rule.settings), self._fields)
-            if rule.service.kind is ServiceKind.HTTP
-            else None
-            for rule in ingress.rules
-        ]
+        contexts = ContextCache()
+        routes = [self._route(rule, contexts) for rule in ingress.rules]
         for route in self._routes:
             if route is not None:
                 route.pool.close()
@@ -211,6 +208,14 @@ class Dispatcher:
         self._maybe_drained()
 
     # -- inside
+
+    def _route(self, rule: Rule, contexts: ContextCache) -> Route | None:
+        """Return a rule at work; None for services that need no origin here."""
+        service, settings = rule.service, rule.settings
+        if service.kind is not ServiceKind.HTTP:
+            return None
+        pool = OriginPool(self.loop, service, settings, contexts.get(service, settings))
+        return Route(rule, pool, self._fields)
 
     def _pools(self) -> list[OriginPool]:
         return [*(route.pool for route in self._routes if route is not None), *self._retired]

@@ -16,7 +16,6 @@ import ipaddress
 import select
 import socket
 import ssl
-from collections.abc import Iterable
 from typing import Any, Final, Protocol, cast
 
 from connector.errors import OriginError
@@ -142,21 +141,29 @@ class OriginConnection(asyncio.Protocol):
 class OriginPool:
     """All connections of one ingress rule.
 
-    Errors of the constructor: ConfigError (`caPool`). `close` ends idle connections and lets users finish.
+    A `context` made before for the same settings may be passed in; otherwise the constructor makes one (ConfigError
+    when `caPool` cannot be read). `close` ends idle connections and lets users finish.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, service: Service, settings: OriginSettings) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        service: Service,
+        settings: OriginSettings,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         self.service = service
         self.settings = settings
         self._loop = loop
         self.call_soon = loop.call_soon
-        self._context: ssl.SSLContext | None = origin_context(settings) if service.tls else None
+        self._context = (context or origin_context(settings)) if service.tls else None
         self._server_name = settings.origin_server_name or service.host or "localhost"
         self._idle: dict[str, list[OriginConnection]] = {}
         self._idle_count = 0
         self._open: set[OriginConnection] = set()
         self._waiting: dict[OriginUser, tuple[str, asyncio.Task[None], bool]] = {}
-        self._dials: set[asyncio.Task[None]] = set()
+        self._dials: set[asyncio.Task[Any]] = set()
+        self._lookup: asyncio.Task[list[AddressInfo]] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None
@@ -356,27 +363,49 @@ class OriginPool:
         return await self._connect_socket(sock, self.service.path)
 
     async def _open_tcp(self, tried: list[str]) -> socket.socket:
-        service = self.service
         if self._literal is not None:
             infos: list[AddressInfo] = [self._literal]
         else:
-            found = await self._loop.getaddrinfo(service.host, service.port, type=socket.SOCK_STREAM)
-            infos = _interleave(found)
-        if len(infos) == 1 or self.settings.no_happy_eyeballs:
-            return await self._open_in_turn(infos, tried)
-        return await self._open_race(infos, tried)
+            infos = _interleave(await self._look_up())
+        return await self._open_in_turn(infos, tried)
 
-    async def _open_in_turn(self, infos: Iterable[AddressInfo], tried: list[str]) -> socket.socket:
-        problem: OSError = OriginLookupError("the name has no address")
-        for info in infos:
+    async def _look_up(self) -> list[AddressInfo]:
+        """Resolve the service's name; dials that start meanwhile share the answer (a lookup occupies a thread)."""
+        lookup = self._lookup
+        if lookup is None:
+            service = self.service
+            lookup = self._lookup = self._loop.create_task(
+                _resolve(self._loop, service.host, service.port), name=f"look up {service.host}"
+            )
+            self._dials.add(lookup)
+            lookup.add_done_callback(self._looked_up)
+        return await asyncio.shield(lookup)
+
+    def _looked_up(self, lookup: asyncio.Task[list[AddressInfo]]) -> None:
+        self._dials.discard(lookup)
+        self._lookup = None
+        if not lookup.cancelled():
+            lookup.exception()  # whoever still waits has it; nobody may
+
+    async def _open_in_turn(self, infos: list[AddressInfo], tried: list[str]) -> socket.socket:
+        """Try addresses one after the other; start a race as soon as one is slow."""
+        problem: OSError = socket.gaierror(0, "the name has no address")
+        for number, info in enumerate(infos):
+            rest = infos[number + 1 :]
+            hurry = rest and not self.settings.no_happy_eyeballs
             try:
-                return await self._open_one(info, tried)
+                async with asyncio.timeout(limits.HAPPY_EYEBALLS_DELAY if hurry else None):
+                    return await self._open_one(info, tried)
+            except TimeoutError as error:
+                if hurry:
+                    return await self._open_race([*rest, info], tried)
+                problem = error
             except OSError as error:
                 problem = error
         raise problem
 
     async def _open_race(self, infos: list[AddressInfo], tried: list[str]) -> socket.socket:
-        """Try addresses in order, the next one when the last failed or is slow (RFC 8305 section 5)."""
+        """Try addresses side by side, the next one when the last failed or is slow (RFC 8305 section 5)."""
         running: set[asyncio.Task[socket.socket]] = set()
         problem: OSError | None = None
         queue = list(infos)
@@ -412,7 +441,9 @@ class OriginPool:
     async def _open_one(self, info: AddressInfo, tried: list[str]) -> socket.socket:
         family, kind, protocol, _, address = info
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        tried.append(f"{host}:{address[1]}")
+        label = f"{host}:{address[1]}"
+        if label not in tried:
+            tried.append(label)
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         period = int(self.settings.tcp_keep_alive) or 15  # Go: 0 means 15 s, below 0 off
@@ -433,8 +464,8 @@ class OriginPool:
         return sock
 
 
-class OriginLookupError(OSError):
-    """A name without an address."""
+async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[AddressInfo]:
+    return list(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
 
 def _close_result(task: asyncio.Task[socket.socket]) -> None:

@@ -82,7 +82,8 @@ WHOLE: dict[str, dict[str, Any]] = {
         "keep": True,
     },
     "trailers": {
-        "data": OK + b"Transfer-Encoding: Chunked\r\nTrailer: X-Sum\r\n\r\n1\r\na\r\n0\r\nX-Sum: 42\r\nConnection: x\r\n\r\n",
+        "data": OK
+        + b"Transfer-Encoding: Chunked\r\nTrailer: X-Sum\r\n\r\n1\r\na\r\n0\r\nX-Sum: 42\r\nConnection: x\r\n\r\n",
         "body": b"a",
         "trailers": [(b"X-Sum", b"42")],
         "headers": [],
@@ -160,7 +161,9 @@ def test_a_response_is_the_same_whatever_the_cuts(case: dict[str, Any]) -> None:
             assert parser.keep_alive is case["keep"]
 
 
-SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n"
+SWITCH = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n"
+)
 
 
 def test_what_stands_behind_an_upgrade_is_handed_on() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from connector.errors import ConfigError
 from connector.protocol.ports import ResponseSource
+from connector.proxy import origins
 from tests.proxy.conftest import Runner
 from tests.proxy.rig import Rig, rig
 from tests.support.certs import Authority
@@ -286,5 +287,56 @@ def test_secrets_of_a_service_do_not_show(on_loop: Runner) -> None:
             assert "hunter2" not in repr(it.events)
             assert "s3cret" not in repr(it.events)
             assert "hunter2" not in repr(it.dispatcher.ingress)
+
+    on_loop(main())
+
+
+def test_dials_share_one_lookup(on_loop: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        lookups = 0
+        resolve = origins._resolve
+
+        async def counting(*arguments: Any) -> list[Any]:
+            nonlocal lookups
+            lookups += 1
+            return await resolve(*arguments)
+
+        monkeypatch.setattr(origins, "_resolve", counting)
+        async with RawOrigin(answering(OK)) as origin, rig(origin.url.replace("127.0.0.1", "localhost")) as it:
+            ports = [it.open() for _ in range(20)]
+            for port in ports:
+                assert await port.whole() == b"ok"
+            assert lookups == 1
+
+    on_loop(main())
+
+
+@pytest.mark.parametrize("eyeballs", [True, False])
+def test_the_next_address_is_tried_when_one_refuses_or_is_slow(
+    eyeballs: bool, on_loop: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        with socket.socket() as full:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            fillers = [socket.socket() for _ in range(4)]
+            try:
+                for filler in fillers:
+                    filler.setblocking(False)
+                    filler.connect_ex(full.getsockname())
+                async with RawOrigin(answering(OK)) as origin:
+                    dead = [("127.0.0.1", unused_port())]
+                    slow = [full.getsockname()] if eyeballs else []
+                    addresses = [*dead, *slow, ("127.0.0.1", origin.port)]
+
+                    async def several(*_: Any) -> list[Any]:
+                        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in addresses]
+
+                    monkeypatch.setattr(origins, "_resolve", several)
+                    async with rig("http://several.example:80", {"noHappyEyeballs": not eyeballs}) as it:
+                        assert await it.open().whole() == b"ok"
+            finally:
+                for filler in fillers:
+                    filler.close()
 
     on_loop(main())
