@@ -21,7 +21,7 @@ from connector.protocol.h2_connection import H2Connection
 from connector.protocol.h2_limits import DEFAULT_LIMITS, H2Limits
 from connector.protocol.ports import Acceptor, Buffer, Request, RequestKind, ResetCode, StreamPort, StreamSink
 from connector.transport.bridge import SocketBridge
-from connector.transport.link import dial_tcp, explain_loss, format_address
+from connector.transport.link import Link, dial_tcp, explain_loss, format_address
 from connector.transport.tls import EDGE_NAMES, explain_tls_error, maybe_read_peer_certificate
 
 READ_SIZE = 256 * 1024
@@ -278,6 +278,11 @@ class H2Link(asyncio.BufferedProtocol):
 
     def _report(self, error: Exception) -> None:
         self._loop.call_exception_handler({"message": "a stream's sink raised", "exception": error, "protocol": self})
+
+
+def _is_a_link(link: H2Link) -> Link:
+    """Let the type checker hold H2Link to the interface."""
+    return link
 
 
 class _Ignore:

@@ -148,7 +148,7 @@ def test_one_write_per_tick(tmp_path: Path, loop: Loop) -> None:
         s.peer.open([])
         await s.sink(1)
         await s.peer.ready.wait()
-        await asyncio.sleep(0.01)
+        await until(lambda: not s.link._flush_due and s.peer.h2.local_settings.initial_window_size)
         writes: list[int] = []
         transport = s.link._transport
         assert transport is not None
@@ -510,9 +510,10 @@ def test_connect_time_out(loop: Loop) -> None:
 @both_loops
 def test_cancelled_dial_leaves_nothing(loop: Loop) -> None:
     async def main() -> None:
-        async with plain_server(lambda w: None) as port:
+        connected = asyncio.Event()
+        async with plain_server(lambda w: connected.set()) as port:
             task = asyncio.create_task(dial(port, edge_context()))
-            await asyncio.sleep(0.05)
+            await connected.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
