@@ -417,8 +417,8 @@ class QuicLink:
             return
         self._streams.flushed()
         if udp.error is not None:
-            self._on_network_error(self._udp.error, now)
-        if not self._ended:
+            self._on_network_error(udp.error, now)
+        if not self._closed.done():
             self._arm(now)
 
     def _push_datagrams(self) -> None:
@@ -462,7 +462,7 @@ class QuicLink:
                 self._fail(ProtocolError(f"the QUIC engine gave up: {error}"))
                 return
             self._dispatch()
-        if self._ended:
+        if self._closed.done():
             return
         if self._established and now >= max(self._last_received, self._last_ping) + KEEPALIVE_SECONDS - 0.01:
             self._last_ping = now

@@ -6,8 +6,8 @@ Never: I/O, time of its own.
 
 *Strategy*: the library's facade drives TLS; this module subclasses it at three places (core, transport parameters,
 event pump) and then talks to the core: GRO buffers go in whole, events come out one by one. Taking an event is what
-gives receive credit back, so whoever stops taking holds the edge back (the whole connection: the core has no call for one
-stream). `self_check` proves at start that the places are still what they were; otherwise aioquic serves.
+gives receive credit back, so whoever stops taking holds the edge back (the whole connection: the core has no call for
+one stream). `self_check` proves at start that the places are still what they were; otherwise aioquic serves.
 """
 
 from __future__ import annotations
