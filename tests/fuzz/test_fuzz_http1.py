@@ -1,4 +1,4 @@
-"""Any bytes from an origin: a response, more needed, or OriginProtocolError; and never a different answer for other cuts."""
+"""Any bytes from an origin give a response, a need for more, or OriginProtocolError; and the cuts never matter."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def feed(data: bytes, step: int, method: bytes) -> tuple[object, ...]:
     collector = Collector()
     parser = ResponseParser(collector, method, upgrade=True)
     failed = False
+    text = ""
     rest = b""
     try:
         for at in range(0, len(data), step):
@@ -55,8 +56,9 @@ def feed(data: bytes, step: int, method: bytes) -> tuple[object, ...]:
         if not parser.upgraded and not parser.complete:
             parser.receive_eof()
     except OriginProtocolError as error:
-        assert str(error).isprintable()
         failed = True
+        text = str(error)
+    assert text.isprintable()
     return collector.calls, collector.body, failed, parser.leftover + rest, parser.complete
 
 
