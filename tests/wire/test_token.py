@@ -170,3 +170,10 @@ def test_credentials_refused(text: str, advice: str) -> None:
     with pytest.raises(TokenError, match="credentials are not valid") as caught:
         decode_credentials(text)
     assert advice in caught.value.advice
+
+
+@pytest.mark.parametrize("count", range(2, len(TEXT) - 4))
+def test_every_cut_is_told(count: int) -> None:
+    with pytest.raises(TokenError) as caught:
+        decode_token(TEXT[:-count])
+    assert "its end is missing" in caught.value.advice
