@@ -188,11 +188,18 @@ class EdgeAddresses(NamedTuple):
         return self._replace(regions=regions, uses=tuple(each for each in self.uses if each != use))
 
     def rotate(
-        self, conn_index: int, *, unreachable: bool, now: float, random: float
+        self, conn_index: int, *, unreachable: bool, now: float, random: float, leave_region: bool = False
     ) -> tuple[EdgeAddresses, EdgeAddress | None]:
-        """Give the address back and take another; None when there is no other: the old one is free again."""
-        old = self.of(conn_index)
-        return self.give_back(conn_index, unreachable=unreachable, now=now)._take(conn_index, random, old)
+        """Give the address back and take another; None when there is no other: the old one is free again.
+
+        With `leave_region` the other region is preferred whatever it has left. The plain rule comes back to the region
+        that it left as long as most of that region is free, and so never leaves one that is dead as a whole.
+        """
+        use = self._use(conn_index)
+        back = self.give_back(conn_index, unreachable=unreachable, now=now)
+        if use is None:
+            return back._take(conn_index, random, None)
+        return back._take(conn_index, random, use.address, 1 - use.region if leave_region else None)
 
     def relearned(self, found: RegionAddresses) -> EdgeAddresses:
         """Take the answer of a new look-up. Addresses in use stay in use until they are given back."""
@@ -213,13 +220,14 @@ class EdgeAddresses(NamedTuple):
         return next((use for use in self.uses if use.conn_index == conn_index), None)
 
     def _take(
-        self, conn_index: int, random: float, excluding: EdgeAddress | None
+        self, conn_index: int, random: float, excluding: EdgeAddress | None, first: int | None = None
     ) -> tuple[EdgeAddresses, EdgeAddress | None]:
         """Prefer the region with more free addresses. One random number decides both the tie and the address."""
         free = self.free(0), self.free(1)
-        first = 0 if len(free[0]) > len(free[1]) else 1
-        if len(free[0]) == len(free[1]):
-            first, random = int(random * 2), random * 2 % 1
+        if first is None:
+            first = 0 if len(free[0]) > len(free[1]) else 1
+            if len(free[0]) == len(free[1]):
+                first, random = int(random * 2), random * 2 % 1
         for number in (first, 1 - first):
             candidates = [each for each in free[number] if each != excluding]
             if candidates:
