@@ -106,13 +106,13 @@ ANCHORS = (
 
 @cache
 def anchor_certificates() -> bytes:
-    """Return the DER of all anchors, one after the other. Made on first use (about 10 ms), then kept."""
+    """Return the DER of all anchors, one after the other. Made on first use (10 to 20 ms), then kept."""
     return b"".join(make_anchor(anchor) for anchor in ANCHORS)
 
 
 def make_anchor(anchor: Anchor) -> bytes:
     """Return a certificate in DER that makes `anchor` trusted when it is loaded as an authority."""
-    # Imported here: the import costs some 80 ms, and a process with --cacert never needs it.
+    # Imported here: the import costs 80 to 100 ms, and a process with --cacert never needs it.
     from cryptography import x509  # noqa: PLC0415
     from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric import ec, rsa  # noqa: PLC0415
