@@ -172,11 +172,13 @@ class Discovery:
         return await self._resolve([(host, EDGE_PORT) for host in host_names(self._region)], lookers)
 
     async def _resolve(self, targets: Sequence[tuple[str, int]], lookers: Sequence[Resolver]) -> RegionAddresses:
-        hosts = await asyncio.gather(*(_addresses(host, lookers) for host, _ in targets))
-        first, second = (
-            tuple(EdgeAddress(address, port) for address in addresses)
-            for addresses, (_, port) in zip(hosts, targets, strict=True)
-        )
+        results = await asyncio.gather(*(_addresses(host, lookers) for host, _ in targets), return_exceptions=True)
+        regions: list[tuple[EdgeAddress, ...]] = []
+        for result, (_, port) in zip(results, targets, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            regions.append(tuple(EdgeAddress(address, port) for address in result))
+        first, second = regions
         # An address that stands in both regions is one address.
         return first, tuple(each for each in second if each not in first)
 
