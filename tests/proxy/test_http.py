@@ -59,14 +59,21 @@ def test_only_clean_connections_are_kept(response: bytes, reusable: bool, on_loo
     on_loop(main())
 
 
-def test_idle_limit_and_idle_timeout(on_loop: Runner) -> None:
+def test_idle_connections_above_the_limit_are_closed(on_loop: Runner) -> None:
     async def main() -> None:
-        settings = {"keepAliveConnections": 2, "keepAliveTimeout": 1}
-        async with RawOrigin(answering(OK)) as origin, rig(origin.url, settings) as it:
+        async with RawOrigin(answering(OK)) as origin, rig(origin.url, {"keepAliveConnections": 2}) as it:
             ports = [it.open() for _ in range(5)]
             for port in ports:
                 assert await port.whole() == b"ok"
             assert it.pool().idle == 2
+
+    on_loop(main())
+
+
+def test_idle_connections_expire(on_loop: Runner) -> None:
+    async def main() -> None:
+        async with RawOrigin(answering(OK)) as origin, rig(origin.url, {"keepAliveTimeout": 1}) as it:
+            assert await it.open().whole() == b"ok"
             await until(lambda: it.pool().open == 0, what="idle connections expire")
             assert it.pool()._timer is None
             assert await it.open().whole() == b"ok"
