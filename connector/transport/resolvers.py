@@ -17,14 +17,11 @@ from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import dns.asyncresolver
 import dns.exception
 import dns.message
 import dns.name
-import dns.nameserver
 import dns.rcode
 import dns.rdatatype
-import dns.resolver
 import dns.rrset
 from dns.rdata import Rdata
 from dns.rdtypes.ANY.TXT import TXT
@@ -36,6 +33,8 @@ from connector.protocol.http1 import ResponseParser, content_length_line, encode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    import dns.asyncresolver
 
     from connector.protocol.ports import Buffer, Headers
 
@@ -168,12 +167,28 @@ class SystemResolver(DnsResolver):
 
     async def _ask(self, name: dns.name.Name, rdtype: dns.rdatatype.RdataType) -> dns.rrset.RRset | None:
         # Made for every question: the system's configuration changes with the network.
-        resolver = dns.asyncresolver.Resolver(configure=self._nameservers is None)
-        if self._nameservers is not None:
-            resolver.nameservers = [dns.nameserver.Do53Nameserver(host, port) for host, port in self._nameservers]
+        resolver = _stub_resolver(self._nameservers)
         async with asyncio.timeout(self._limit):
             answer = await resolver.resolve(name, rdtype, search=False, lifetime=self._limit)
         return answer.rrset
+
+
+def _stub_resolver(nameservers: Sequence[tuple[str, int]] | None) -> dns.asyncresolver.Resolver:
+    """Make dnspython's resolver without its QUIC and HTTP/3 parts: they load all of aioquic, 16 MB, where it exists."""
+    try:
+        import dns._features as features  # noqa: PLC0415
+
+        features.force("doq", False)
+        features.force("doh", False)
+    except (ImportError, AttributeError):
+        pass  # a saving only, and dnspython does not promise this switch
+    import dns.asyncresolver as asyncresolver  # noqa: PLC0415
+    import dns.nameserver as nameserver  # noqa: PLC0415
+
+    resolver = asyncresolver.Resolver(configure=nameservers is None)
+    if nameservers is not None:
+        resolver.nameservers = [nameserver.Do53Nameserver(host, port) for host, port in nameservers]
+    return resolver
 
 
 class _SecureResolver(DnsResolver):
@@ -336,8 +351,6 @@ def order_by_route(addresses: Sequence[str]) -> list[str]:
 
 
 def _words(error: BaseException) -> str:
-    if isinstance(error, dns.resolver.NXDOMAIN):
-        return "no such name"
     if isinstance(error, dns.exception.Timeout):
         return "no answer in time"
     if isinstance(error, EOFError):

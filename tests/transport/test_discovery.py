@@ -7,6 +7,8 @@ import json
 import os
 import ssl
 import stat
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -465,6 +467,22 @@ def test_the_path_follows_xdg_and_survives_odd_regions(monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert saved_path("") == tmp_path / ".local" / "state" / "tunnel-connector" / "edge-addresses.json"
+
+
+def test_asking_the_system_does_not_load_a_quic_library() -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from connector.errors import DiscoveryError\n"
+        "from connector.transport.resolvers import SystemResolver\n"
+        "try:\n"
+        "    asyncio.run(SystemResolver(nameservers=[('127.0.0.1', 9)], limit=0.01).services('x.test'))\n"
+        "except DiscoveryError:\n"
+        "    pass\n"
+        "assert 'dns.asyncresolver' in sys.modules\n"
+        "print([name for name in sys.modules if name.startswith('aioquic')])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30)
+    assert done.stdout.strip() == "[]"
 
 
 # -- static addresses --------------------------------------------------------------------------------------------------
