@@ -182,8 +182,7 @@ def _stub_resolver(nameservers: Sequence[tuple[str, int]] | None) -> dns.asyncre
         features.force("doh", False)
     except (ImportError, AttributeError):
         pass  # a saving only, and dnspython does not promise this switch
-    import dns.asyncresolver as asyncresolver  # noqa: PLC0415
-    import dns.nameserver as nameserver  # noqa: PLC0415
+    from dns import asyncresolver, nameserver  # noqa: PLC0415
 
     resolver = asyncresolver.Resolver(configure=nameservers is None)
     if nameservers is not None:

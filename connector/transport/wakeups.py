@@ -79,6 +79,7 @@ _SCOPE_LINK = 253
 _TABLE_MAIN = 254
 _UNICAST = 1
 _ADDRESS_ATTRIBUTE, _LOCAL_ATTRIBUTE = 1, 2
+_MASTER_OF_LINK = 10
 _LINK_OF_ROUTE = 4
 _ROUTE_KEY = (5, 6, 9, 18)
 """Gateway, priority, multipath, via: what makes one default route another than the next."""
@@ -148,15 +149,17 @@ class NetworkMemory:
     def _change(self, kind: int, payload: memoryview) -> Cause | None:
         if kind in {_NEW_LINK, _DEL_LINK} and len(payload) >= _LINK.size:
             _, _, index, flags, _ = _LINK.unpack_from(payload)
-            return self._link(index, kind == _NEW_LINK and flags & _UP and flags & _RUNNING, flags & _LOOPBACK)
+            runs = kind == _NEW_LINK and bool(flags & _UP and flags & _RUNNING and not flags & _LOOPBACK)
+            # A port of a bridge or bond carries our traffic only through its master: a starting container is no news.
+            return self._link(index, runs and not any(_attributes(payload, _LINK.size).get(_MASTER_OF_LINK, b"")))
         if kind in {_NEW_ADDRESS, _DEL_ADDRESS} and len(payload) >= _ADDRESS.size:
             return self._address(kind == _NEW_ADDRESS, payload)
         if kind in {_NEW_ROUTE, _DEL_ROUTE} and len(payload) >= _ROUTE.size:
             return self._route(kind == _NEW_ROUTE, payload)
         return None
 
-    def _link(self, index: int, runs: int | bool, loopback: int) -> Cause | None:
-        if not runs or loopback:
+    def _link(self, index: int, runs: bool) -> Cause | None:
+        if not runs:
             self._links.discard(index)
             self._forget_routes(index)
             return None

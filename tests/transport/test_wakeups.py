@@ -256,8 +256,9 @@ def message(kind: int, payload: bytes, sequence: int = 0) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def link(index: int, flags: int, kind: int = 16, sequence: int = 0) -> bytes:
-    return message(kind, struct.pack("=BxHiII", 0, 1, index, flags, 0xFFFFFFFF), sequence)
+def link(index: int, flags: int, kind: int = 16, sequence: int = 0, master: int | None = None) -> bytes:
+    attribute = b"" if master is None else struct.pack("=HHI", 8, 10, master)
+    return message(kind, struct.pack("=BxHiII", 0, 1, index, flags, 0xFFFFFFFF) + attribute, sequence)
 
 
 def address(index: int, value: bytes, *, kind: int = 20, flags: int = 0, scope: int = 0, sequence: int = 0) -> bytes:
@@ -279,6 +280,7 @@ V4, V6 = b"\xc0\0\2\1", b"\x20\1\x0d\xb8" + bytes(12)
         ([link(2, RUNS), link(2, UP_ONLY), link(2, RUNS)], [{Cause.LINK_UP}, set(), {Cause.LINK_UP}]),
         ([link(2, RUNS), link(2, RUNS, kind=17), link(2, RUNS)], [{Cause.LINK_UP}, set(), {Cause.LINK_UP}]),
         ([link(1, LOOPBACK)], [set()]),
+        ([link(7, RUNS, master=3), link(7, RUNS, master=0)], [set(), {Cause.LINK_UP}]),
         ([address(2, V4)], [{Cause.ADDRESS_NEW}]),
         ([address(2, V4), address(2, V4), address(3, V4)], [{Cause.ADDRESS_NEW}, set(), {Cause.ADDRESS_NEW}]),
         ([address(2, V6, flags=0x40), address(2, V6, flags=0x80)], [set(), {Cause.ADDRESS_NEW}]),
