@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connector.errors import WireError
@@ -39,6 +39,7 @@ CUT = st.builds(lambda data, at: data[:at], BYTES, st.integers(0, 80))
 ANY = st.one_of(BYTES, CUT, st.integers(1, 200_000).map(lambda depth: b"[" * depth), st.just(b"9" * 10_000))
 
 
+@settings(deadline=None)
 @given(ANY, st.integers(0, 99))
 def test_protocol_record(data: bytes, place: int) -> None:
     try:
@@ -52,6 +53,7 @@ def test_protocol_record(data: bytes, place: int) -> None:
     assert choose_by_share(shares, place) in Transport
 
 
+@settings(deadline=None)
 @given(ANY, st.integers(0, 99))
 def test_feature_record(data: bytes, place: int) -> None:
     try:
@@ -75,6 +77,7 @@ NEARLY = st.fixed_dictionaries(
 ).map(lambda value: json.dumps(value).encode())
 
 
+@settings(deadline=None)
 @given(st.one_of(ANY, NEARLY))
 def test_saved_answer(data: bytes) -> None:
     saved = decode_saved(data, "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connector.protocol.edge_addresses import (
@@ -340,6 +340,7 @@ def listed(state: EdgeAddresses, number: int, address: EdgeAddress) -> int:
     return [*state.regions[number].primary, *state.regions[number].secondary].count(address)
 
 
+@settings(deadline=None)
 @given(FOUND, st.sampled_from(IpVersion), EVENTS)
 def test_nobody_uses_an_address_more_often_than_it_is_listed(
     found: RegionAddresses, version: IpVersion, events: list[tuple[object, ...]]
@@ -385,6 +386,7 @@ def test_nobody_uses_an_address_more_often_than_it_is_listed(
         assert event[0] == "learn" or untouched <= set(state.uses)
 
 
+@settings(deadline=None)
 @given(FOUND, st.lists(FOUND, max_size=3), st.lists(RANDOM, min_size=6, max_size=6))
 def test_with_each_address_listed_once_no_two_connections_share_one(
     found: RegionAddresses, later: list[RegionAddresses], randoms: list[float]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connector.protocol.outer_backoff import OuterBackoff
@@ -62,6 +62,7 @@ def test_no_grace_deadline_while_somebody_waits() -> None:
     assert state.all_connected(now=1.0, random=0.5) == state
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connector.errors import ConfigError, WireError
@@ -309,6 +309,7 @@ def test_once_quic_worked_anywhere_nobody_falls_back() -> None:
         assert answer == NextAttempt(ProtocolState(QUIC))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.sampled_from(Failure), st.just("registered")), max_size=60),
     st.sampled_from([AUTO, Selector(QUIC), Selector(HTTP2)]),

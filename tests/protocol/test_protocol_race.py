@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connector.protocol.protocol_choice import Selector, Transport
@@ -136,6 +136,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_any_race(steps: list[tuple[str, Transport, float]]) -> None:
     race, commands = start_race(0.0)
@@ -358,6 +359,7 @@ PATH_EVENTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(PATH_EVENTS)
 def test_a_blocked_path_always_has_a_probe_ahead(events: list[tuple[str, Reason, bool, float, float]]) -> None:
     path, now = QuicPath(), 0.0

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connector.protocol.wake_budget import BURST, JITTER_SECONDS, REFILL_SECONDS, WakeBudget
@@ -18,6 +18,7 @@ def test_three_at_once_then_one_every_twenty_seconds() -> None:
     assert budget.tokens == BURST - 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 1, exclude_max=True)), max_size=80))
 def test_never_more_than_the_burst_and_the_refill(events: list[tuple[float, float]]) -> None:
     budget, start, now, counted = WakeBudget(), 500.0, 500.0, 0

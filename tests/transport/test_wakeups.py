@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connector.transport import wakeups
@@ -318,6 +318,7 @@ def test_memory_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.receive(link(19, RUNS))[0] == {Cause.LINK_UP}  # unknown counts as news
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(
