@@ -205,6 +205,8 @@ class QuicStream:
 
     def receive(self, data: Buffer, fin: bool) -> None:
         """Take what arrived, in order. May raise what the sink raises."""
+        if fin:
+            self.fin_received = True  # first: a sink that ends the stream at the last byte needs no STOP_SENDING
         if self.receiving:
             if data:
                 self._deliver(data)
@@ -265,7 +267,6 @@ class QuicStream:
             if length is None or len(head) < _BODY_AT + length:
                 if fin and len(head) < SIGNATURE_LENGTH:
                     self.leave_head()
-                    self.fin_received = True
                     self.reset(ResetCode.PROTOCOL)
                     return
                 if fin:
@@ -275,7 +276,6 @@ class QuicStream:
         except (WireError, RequestError) as error:
             streams.malformed(str(error))
             self.leave_head()
-            self.fin_received = fin
             self.responded = self.bodiless = True
             self._send(encode_error(str(error).encode()))
             self.receive_ended = True
@@ -326,7 +326,6 @@ class QuicStream:
 
     def _finish_receiving(self) -> None:
         """Take FIN."""
-        self.fin_received = True
         if not self.receive_ended and not self.closed:
             if 0 < self.body_left < _EVERYTHING:
                 self.streams.abort(self, ProtocolError(f"the request body ended {self.body_left} bytes too early"))

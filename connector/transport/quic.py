@@ -29,6 +29,7 @@ from connector.transport.link import explain_loss, format_address
 from connector.transport.quic_ends import explain_end, explain_handshake
 from connector.transport.quic_engine import (
     DATAGRAM_OVERHEAD,
+    IDLE_SECONDS,
     KEEPALIVE_SECONDS,
     TRANSMIT_LIMIT,
     EngineSettings,
@@ -36,7 +37,7 @@ from connector.transport.quic_engine import (
     find_engine,
 )
 from connector.transport.quic_trust import QuicContext
-from connector.transport.rpc_server import ConfigurationOnly, RpcHandlers, RpcServer
+from connector.transport.rpc_server import RPC_SECONDS, ConfigurationOnly, RpcHandlers, RpcServer
 from connector.transport.tls import EDGE_NAMES
 from connector.transport.udp import UDP_ADVICE, UdpSocket, explain_udp_error, open_udp
 
@@ -70,6 +71,8 @@ async def dial_quic(
     local_host: str | None = None,
     local_port: int = 0,
     handshake_timeout: float = HANDSHAKE_SECONDS,
+    idle_timeout: float = IDLE_SECONDS,
+    rpc_timeout: float = RPC_SECONDS,
     path_mtu_discovery: bool = True,
     limits: QuicLimits = DEFAULT_LIMITS,
     engine: str = "auto",
@@ -110,12 +113,13 @@ async def dial_quic(
                     cadata=context.cadata,
                     ip_version=6 if family == socket.AF_INET6 else 4,
                     path_mtu_discovery=path_mtu_discovery,
+                    idle_timeout=idle_timeout,
                     keylog=keylog,
                     limits=limits,
                 )
                 link = QuicLink(
                     make(settings), sock, accept, loop=loop, peer=peer, server_name=server_name, limits=limits,
-                    handlers=handlers, keylog=keylog, on_malformed=on_malformed,
+                    handlers=handlers, rpc_timeout=rpc_timeout, keylog=keylog, on_malformed=on_malformed,
                 )  # fmt: skip
                 link.on_datagram = on_datagram
                 try:
@@ -166,6 +170,7 @@ class QuicLink:
         server_name: str = "",
         limits: QuicLimits = DEFAULT_LIMITS,
         handlers: RpcHandlers | None = None,
+        rpc_timeout: float = RPC_SECONDS,
         keylog: TextIO | None = None,
         on_malformed: Callable[[str], None] | None = None,
     ) -> None:
@@ -190,7 +195,7 @@ class QuicLink:
             credit_by_stream=engine.credit_by_stream,
         )
         self._streams.on_resume(self._resume_receiving)
-        self._rpc = RpcServer(handlers, loop=loop) if handlers is not None else None
+        self._rpc = RpcServer(handlers, loop=loop, limit=rpc_timeout) if handlers is not None else None
         self._datagrams: deque[bytes] = deque()
         self._flush_due = False
         self._resume_due = False

@@ -309,6 +309,13 @@ class MiniQuicEdge:
                 connection._timer = None
         self.transport.abort()
 
+    def freeze(self) -> None:
+        """The process hangs: the socket stays, nothing is answered any more."""
+        assert self.server is not None
+        self.server.datagram_received = lambda data, addr: None  # type: ignore[method-assign]
+        for connection in self.connections:
+            connection.transmit = lambda: None  # type: ignore[method-assign]
+
     async def __aexit__(self, *_: object) -> None:
         assert self.transport is not None
         if not self.transport.is_closing():
