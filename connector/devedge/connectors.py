@@ -1,23 +1,25 @@
 """The connectors that are attached: one link per connection, and the roster that spreads requests over them.
 
-Owns: the life of a connection (control stream, registration, configuration pushes, drain, loss) and the choice of
-a connection for a request.
-In: sockets of connectors; `Roster.pick`, `Link.open_request`. Out: HTTP/2 streams; events.
-Never: looks into proxied requests or payload.
+Owns: the life of a connection (registration, when to push, drain, loss) and the choice of a connection for a request.
+In: what the RPC asks; `Roster.pick`, `Link.open_request`. Out: streams; events.
+Never: looks into proxied requests or payload, or knows how a protocol carries them (h2link.py, quiclink.py).
 """
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import hmac
 import json
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from connector.devedge.events import EventLog
 from connector.devedge.faults import Faults
-from connector.devedge.h2session import H2Session, H2Stream, RawHeaders, StreamHandler, StreamLostError
+from connector.devedge.headers import Head
 from connector.devedge.registrar import ControlStream, Grant, Refusal, Registration
+from connector.devedge.streams import RawHeaders, Stream, StreamHandler
 from connector.devedge.tunnels import Directory, Tunnel
 
 LOCATION = "dev01"
@@ -32,11 +34,6 @@ CONTROL_LINGER = 2.0
 PUSH_LIMIT = 15.0
 """Seconds that a configuration push may take."""
 
-REPLY_LIMIT = 64 * 1024
-"""Bytes of a configuration reply that are read."""
-
-UPGRADE = b"cf-cloudflared-proxy-connection-upgrade"
-
 
 class Roster:
     """All links, and per tunnel the registered ones in the order of their turns."""
@@ -48,10 +45,6 @@ class Roster:
         self.links: set[Link] = set()
         self.closing: set[asyncio.Task[None]] = set()
         self._turns: dict[uuid.UUID, list[Link]] = {}
-
-    def new_link(self) -> Link:
-        """Protocol factory of the edge listener."""
-        return Link(self)
 
     def pick(self, tunnel: Tunnel) -> Link | None:
         """The link whose turn it is."""
@@ -92,6 +85,11 @@ class Roster:
         self._turns.setdefault(tunnel.id, []).append(link)
         return tunnel, Grant(uuid.uuid4(), LOCATION, tunnel.config is not None)
 
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """Let `close` wait for a task."""
+        self.closing.add(task)
+        task.add_done_callback(self.closing.discard)
+
     def withdraw(self, link: Link) -> None:
         """Give a link no more requests."""
         for turns in self._turns.values():
@@ -110,11 +108,13 @@ class Roster:
             await asyncio.wait(self.closing)
 
 
-class Link(H2Session):
-    """One connection of a connector. Made by the listener for each TLS connection."""
+class Link(abc.ABC):
+    """One connection of a connector; a subclass per protocol is also the session that carries it."""
+
+    protocol = ""
+    loop: asyncio.AbstractEventLoop
 
     def __init__(self, roster: Roster) -> None:
-        super().__init__(client=True)
         self.roster = roster
         self.registration: Registration | None = None
         self.connection: uuid.UUID | None = None
@@ -125,37 +125,55 @@ class Link(H2Session):
         self._open_requests = 0
         self._control_over = False
         self._control: ControlStream | None = None
-        self._control_id = 0
         self._timers: list[asyncio.TimerHandle] = []
         self._fault = roster.faults.take_registration()
 
-    # H2Session.
+    # What a protocol does its own way.
 
-    def on_connected(self) -> None:
-        """TLS stands: open the control stream."""
-        assert self.transport is not None
-        peer = self.transport.get_extra_info("peername") or ("?", 0)
-        self.address = f"{peer[0]}:{peer[1]}"
+    @property
+    @abc.abstractmethod
+    def attached(self) -> bool:
+        """Whether the connection is there."""
+
+    @abc.abstractmethod
+    def new_stream(self, headers: RawHeaders, handler: StreamHandler, *, end_stream: bool) -> Stream:
+        """Open the stream of a request; raises StreamLostError."""
+
+    @abc.abstractmethod
+    def read_head(self, headers: RawHeaders) -> Head:
+        """Understand what `on_headers` of such a stream brought; raises WireError."""
+
+    @abc.abstractmethod
+    def push(self, version: int, config: object) -> None:
+        """Send any configuration value as `version`; `configuration_told` follows."""
+
+    @abc.abstractmethod
+    def send_goaway(self) -> None:
+        """Tell that no new streams come, where the protocol has words for that."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End the connection properly; nothing happens when it is gone."""
+
+    @abc.abstractmethod
+    def abort(self, reason: str | None = None) -> None:
+        """Drop the connection at once; `reason` goes into the event."""
+
+    # For subclasses.
+
+    def begin(self, address: tuple[str, int]) -> None:
+        """The handshake is done."""
+        self.address = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
         self.roster.links.add(self)
-        self._control = ControlStream(self, self._fault, self.abort)
-        headers = [
-            (b":method", b"POST"),
-            (b":scheme", b"https"),
-            (b":authority", b"dev-edge.invalid"),
-            (b":path", b"/control"),
-            (UPGRADE, b"control-stream"),
-        ]
-        stream = self.open_stream(headers, self._control)
-        self._control_id = stream.id
-        self._control.start(stream)
         self._after(REGISTER_LIMIT, self._registration_late)
 
-    def on_goaway(self) -> None:
-        """The connector takes no new streams."""
-        self.drain()
+    def begin_control(self) -> ControlStream:
+        """Make the handler of the control stream."""
+        self._control = ControlStream(self, self._fault, self.abort)
+        return self._control
 
-    def on_lost(self, error: BaseException | None) -> None:
-        """Leave the roster and take the RPC session down."""
+    def finish(self, error: BaseException | None) -> None:
+        """The connection is gone: leave the roster and take the RPC session down."""
         for timer in self._timers:
             timer.cancel()
         self.roster.links.discard(self)
@@ -163,9 +181,19 @@ class Link(H2Session):
         text = str(error) if error is not None else None
         self.roster.events.emit("disconnected", **self._identity(), error=text)
         if self._control is not None:
-            task = self.loop.create_task(self._control.close(), name="devedge rpc close")
-            self.roster.closing.add(task)
-            task.add_done_callback(self.roster.closing.discard)
+            self.roster.watch(self.loop.create_task(self._control.stop(), name="devedge rpc close"))
+
+    def configuration_told(self, version: int, error: str | None) -> None:
+        """The end of a push."""
+        self.roster.events.emit(
+            "configuration",
+            tunnel=str(self.tunnel_id),
+            connector=str(self.registration.connector) if self.registration else None,
+            conn_index=self.registration.conn_index if self.registration else None,
+            version=version,
+            applied=error is None,
+            error=error,
+        )
 
     # Desk: what the RPC asks.
 
@@ -196,7 +224,7 @@ class Link(H2Session):
             version=registration.version,
             arch=registration.arch,
             features=sorted(registration.features),
-            protocol="http2",
+            protocol=self.protocol,
         )
         self._after(0, self.push_configuration)  # behind the RPC answer
         if self.roster.faults.goaway_after is not None:
@@ -237,9 +265,9 @@ class Link(H2Session):
 
     # Requests.
 
-    def open_request(self, headers: RawHeaders, handler: StreamHandler, *, end_stream: bool) -> H2Stream:
+    def open_request(self, headers: RawHeaders, handler: StreamHandler, *, end_stream: bool) -> Stream:
         """Open the stream of one proxied request; `request_done` must follow once. Raises StreamLostError."""
-        stream = self.open_stream(headers, handler, end_stream=end_stream)
+        stream = self.new_stream(headers, handler, end_stream=end_stream)
         self._open_requests += 1
         self.requests += 1
         if self.requests == self.roster.faults.close_after:
@@ -258,23 +286,6 @@ class Link(H2Session):
             return
         self.push(tunnel.version, tunnel.config)
 
-    def push(self, version: int, config: object) -> None:
-        """Send any configuration value as `version`."""
-        headers = [
-            (b":method", b"POST"),
-            (b":scheme", b"https"),
-            (b":authority", b"dev-edge.invalid"),
-            (b":path", b"/configuration"),
-            (b"content-type", b"application/json"),
-            (UPGRADE, b"update-configuration"),
-        ]
-        push = _Push(self, version)
-        try:
-            stream = self.open_stream(headers, push)
-        except StreamLostError:
-            return
-        push.start(stream, json.dumps({"version": version, "config": config}, separators=(",", ":")).encode())
-
     # Leaving.
 
     def drain(self) -> None:
@@ -287,7 +298,7 @@ class Link(H2Session):
         self._close_when_idle()
 
     def _close_when_idle(self) -> None:
-        if not self.draining or self._open_requests or self.transport is None:
+        if not self.draining or self._open_requests or not self.attached:
             return
         if self._control_over:
             self.close()
@@ -309,10 +320,9 @@ class Link(H2Session):
 
     def _registration_late(self) -> None:
         if self.registration is None:
-            self.failure = f"no registration within {REGISTER_LIMIT:g} s"
-            self.abort()
+            self.abort(f"no registration within {REGISTER_LIMIT:g} s")
 
-    def _after(self, delay: float, call: Any) -> None:
+    def _after(self, delay: float, call: Callable[[], object]) -> None:
         self._timers.append(self.loop.call_later(delay, call))
 
     def _identity(self) -> dict[str, Any]:
@@ -324,75 +334,3 @@ class Link(H2Session):
             "conn_index": known.conn_index if known else None,
             "address": self.address,
         }
-
-
-class _Push:
-    """One configuration push."""
-
-    def __init__(self, link: Link, version: int) -> None:
-        self._link = link
-        self._version = version
-        self._reply = bytearray()
-        self._status = b""
-        self._stream: H2Stream | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self, stream: H2Stream, body: bytes) -> None:
-        """Send the body; the whole exchange has PUSH_LIMIT seconds."""
-        self._stream = stream
-        stream.write(body)
-        stream.write_eof()
-        self._timer = self._link.loop.call_later(PUSH_LIMIT, self._late)
-
-    def on_headers(self, headers: RawHeaders) -> None:
-        self._status = dict(headers).get(b":status", b"")
-
-    def on_data(self, data: bytes) -> None:
-        if self._stream is not None:
-            self._stream.consumed(len(data))
-        if len(self._reply) < REPLY_LIMIT:
-            self._reply += data
-
-    def on_eof(self, trailers: RawHeaders) -> None:
-        if self._status != b"200":
-            self._tell(False, f"the connector answered status {self._status.decode()}")
-            return
-        try:
-            reply = json.loads(self._reply)
-            applied, error = reply["lastAppliedVersion"], reply["err"]
-        except (ValueError, KeyError, TypeError):
-            self._tell(False, "the connector's reply is not the JSON it should be")
-            return
-        if error is None:
-            self._tell(True, None)
-        else:
-            text = error if isinstance(error, str) else json.dumps(error)
-            self._tell(False, f"{text} (version {applied} stays in force)")
-
-    def on_reset(self, error: BaseException | None) -> None:
-        self._tell(False, str(error))
-
-    def pause_writing(self) -> None:
-        """The body is written already."""
-
-    def resume_writing(self) -> None:
-        """The body is written already."""
-
-    def _late(self) -> None:
-        if self._stream is not None:
-            self._stream.reset()
-        self._tell(False, f"no reply within {PUSH_LIMIT:g} s")
-
-    def _tell(self, applied: bool, error: str | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        link = self._link
-        link.roster.events.emit(
-            "configuration",
-            tunnel=str(link.tunnel_id),
-            connector=str(link.registration.connector) if link.registration else None,
-            conn_index=link.registration.conn_index if link.registration else None,
-            version=self._version,
-            applied=applied,
-            error=error,
-        )

@@ -12,11 +12,9 @@ import base64
 import secrets
 from typing import Protocol
 
-import h2.errors
-
 from connector.devedge.connectors import Link, Roster
-from connector.devedge.h2session import H2Stream, RawHeaders, StreamLostError
-from connector.devedge.headers import Head, request_headers, websocket_accept
+from connector.devedge.headers import request_headers, websocket_accept
+from connector.devedge.streams import RawHeaders, Stream, StreamLostError
 from connector.errors import WireError
 
 HEAD_LIMIT = 100.0
@@ -86,7 +84,7 @@ class Exchange:
         self._up = 0
         self._down = 0
         self._link: Link | None = None
-        self._upstream: H2Stream | None = None
+        self._upstream: Stream | None = None
         self._head_sent = False
         self._streaming = False  # payload of the connector goes to the visitor
         self._request_ended = False
@@ -191,24 +189,25 @@ class Exchange:
     def on_headers(self, raw: RawHeaders) -> None:
         """The response head."""
         self._stop_timer()
-        if self._visitor is None:
+        if self._visitor is None or self._link is None:
             return
         try:
-            head = Head(raw)
+            head = self._link.read_head(raw)
         except WireError as error:
             self._give_up(f"The connector sent a response that the dev edge does not understand: {error}.")
             return
         if head.from_connector:
             what = "has reached its limit of flows" if head.flow_limited else "could not get an answer from the origin"
+            trouble = f"\nIt says: {head.trouble}" if head.trouble else ""
             self._page(
                 502,
                 "502",
-                f"The connector {what} (hop: connector to origin).",
+                f"The connector {what} (hop: connector to origin).{trouble}",
                 "Check that the origin service runs, and the connector's log.",
             )
             return
         accept = head.get(b"sec-websocket-accept")
-        if self._websocket and head.status == 200 and accept is not None:
+        if head.switched and self._websocket:
             if self._key and accept != websocket_accept(self._key):
                 self._give_up("The origin answered the WebSocket handshake with a wrong Sec-WebSocket-Accept.")
                 return
@@ -218,6 +217,9 @@ class Exchange:
             self._started_response(200 if self._key else 101)
             self._visitor.switch([*head.end_to_end(drop=drop), (b"Cf-Ray", self.ray.encode())])
             self._watch_idle()
+            return
+        if head.status < 200:
+            self._give_up(f"The connector answered status {head.status} to a request that is no WebSocket.")
             return
         if self._websocket:  # refused: an ordinary response, and nothing more to send
             self._websocket = False
@@ -302,7 +304,7 @@ class Exchange:
         self._streaming = False
         self._response_ended = True
         if self._upstream is not None:
-            self._upstream.reset(h2.errors.ErrorCodes.CANCEL)
+            self._upstream.reset()
             self._upstream = None
         self._finish()
 
@@ -311,7 +313,7 @@ class Exchange:
 
     def _cancel(self) -> None:
         if self._upstream is not None:
-            self._upstream.reset(h2.errors.ErrorCodes.CANCEL)
+            self._upstream.reset()
             self._upstream = None
         self._finish()
 

@@ -16,7 +16,7 @@ import h11
 
 from connector.devedge.connectors import Roster
 from connector.devedge.exchange import Exchange
-from connector.devedge.h2session import RawHeaders
+from connector.devedge.streams import RawHeaders
 
 MAX_HEAD = 128 * 1024
 """Bytes of a request head (the real edge: 128 KB in total; h11's default is 16 KiB)."""

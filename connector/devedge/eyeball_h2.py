@@ -15,7 +15,8 @@ import h2.exceptions
 
 from connector.devedge.connectors import Roster
 from connector.devedge.exchange import Exchange
-from connector.devedge.h2session import H2Session, H2Stream, RawHeaders
+from connector.devedge.h2session import H2Session, H2Stream
+from connector.devedge.streams import RawHeaders
 
 
 class H2Visitors(H2Session):

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import cast
 
 import h2.config
 import h2.connection
@@ -25,7 +25,7 @@ import h2.settings
 from h2.connection import ConnectionState
 from h2.settings import SettingCodes
 
-RawHeaders = Sequence[tuple[bytes, bytes]]
+from connector.devedge.streams import RawHeaders, StreamHandler, StreamLostError
 
 STREAM_WINDOW = 256 * 1024
 """Bytes that one stream may hold unread (Go's client: 4 MiB, nginx: 64 KiB); 500 stalled ones hold 128 MB at most."""
@@ -45,36 +45,6 @@ QUEUE_LOW = 64 * 1024
 
 WRITE_BATCH = 256 * 1024
 """DATA framed before the transport is asked again whether it still takes more."""
-
-
-class StreamHandler(Protocol):
-    """What an owner of a stream implements. No call may raise; `on_eof` and `on_reset` are final for their side."""
-
-    def on_headers(self, headers: RawHeaders) -> None:
-        """Take the final header block (a response in the client role; unused in the server role)."""
-
-    def on_data(self, data: bytes) -> None:
-        """Take payload; `len(data)` of `H2Stream.consumed` is owed."""
-
-    def on_eof(self, trailers: RawHeaders) -> None:
-        """Take the end of the peer's side."""
-
-    def on_reset(self, error: BaseException | None) -> None:
-        """The stream is gone at once, both ways."""
-
-    def pause_writing(self) -> None:
-        """The send queue is full."""
-
-    def resume_writing(self) -> None:
-        """The send queue has room again."""
-
-
-class StreamLostError(Exception):
-    """A stream ended before its time: reset by the peer (`code`), or its connection is gone (`code` None)."""
-
-    def __init__(self, message: str, code: int | None = None) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class H2Stream:

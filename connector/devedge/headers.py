@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 
-from connector.devedge.h2session import RawHeaders
+from connector.devedge.streams import RawHeaders
 from connector.errors import WireError
 from connector.wire.h2_headers import decode_serialised_headers
 
@@ -80,24 +80,57 @@ def _connection_names(headers: RawHeaders) -> set[bytes]:
 
 
 class Head:
-    """A connector's response head: status, the origin's headers, and who made it."""
+    """A connector's response head: status, the origin's headers, and who made it.
 
-    __slots__ = ("flow_limited", "from_connector", "headers", "status")
+    `switched`: the origin accepted a WebSocket. `trouble`: why there is no answer of an origin, where that is told.
+    """
 
-    def __init__(self, raw: RawHeaders) -> None:
-        """Read it; raises WireError when it cannot be understood."""
+    __slots__ = ("flow_limited", "from_connector", "headers", "status", "switched", "trouble")
+
+    def __init__(self, status: bytes, headers: RawHeaders) -> None:
+        """Raises WireError for a status that is none."""
+        if not (len(status) == 3 and status.isdigit() and status >= b"101"):
+            raise WireError(f"the response has status {status.decode('latin-1')!r}")
+        self.status = int(status)
+        self.headers = headers
+        self.from_connector = False
+        self.flow_limited = False
+        self.switched = False
+        self.trouble = ""
+
+    @classmethod
+    def of_http2(cls, raw: RawHeaders) -> Head:
+        """Read a header block with serialised response headers; raises WireError."""
         fields = dict(raw)
-        try:
-            self.status = int(fields.get(b":status", b""))
-        except ValueError as error:
-            raise WireError("the response has no status") from error
-        if not 200 <= self.status <= 999:
-            raise WireError(f"the response has status {self.status}")
         meta = fields.get(b"cf-cloudflared-response-meta", b"")
-        self.from_connector = b'"src":"cloudflared"' in meta
-        self.flow_limited = b'"flow_rate_limited":true' in meta
         serialised = fields.get(b"cf-cloudflared-response-headers")
-        self.headers = decode_serialised_headers(serialised) if serialised else []
+        head = cls(fields.get(b":status", b""), decode_serialised_headers(serialised) if serialised else [])
+        if head.status < 200:
+            raise WireError(f"the response has status {head.status}")
+        head.from_connector = b'"src":"cloudflared"' in meta
+        head.flow_limited = b'"flow_rate_limited":true' in meta
+        head.switched = head.status == 200 and head.get(b"sec-websocket-accept") is not None
+        return head
+
+    @classmethod
+    def of_quic(cls, error: bytes, metadata: RawHeaders) -> Head:
+        """Read a ConnectResponse, metadata as it came; raises WireError."""
+        if error:
+            head = cls(b"502", [])
+            head.from_connector = True
+            head.flow_limited = (b"FlowConnectRateLimited", b"true") in metadata
+            head.trouble = error.decode("utf-8", "replace")
+            return head
+        status = b""
+        headers: list[tuple[bytes, bytes]] = []
+        for key, value in metadata:
+            if key == b"HttpStatus":
+                status = value
+            elif key.startswith(b"HttpHeader:"):
+                headers.append((key[11:], value))
+        head = cls(status, headers)
+        head.switched = head.status == 101
+        return head
 
     def get(self, name: bytes) -> bytes | None:
         """First value of an origin header, name in lower case."""

@@ -1,33 +1,28 @@
 """The registration RPC, the edge's half: pycapnp's server on the control stream of one connection.
 
-Owns: the bridge between a control stream and pycapnp, and the RegistrationServer capability.
+Owns: the RegistrationServer capability, and its life on one control stream.
 In: bytes of the control stream; a `Desk` that decides. Out: Registration and Refusal values, RPC answers.
 Never: knows the set of tunnels or connections (connectors.py decides), or logs a secret.
 
-Strategy: pycapnp speaks to a socket only, so a socket pair stands between it and the stream. The one task of a
-connection lives for the set-up; afterwards all is callbacks. Must run inside `capnp.kj_loop()`.
+The one task of a connection lives for the set-up; afterwards all is callbacks. Must run inside `capnp.kj_loop()`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import uuid
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import capnp
-import h2.errors
 
-from connector.devedge.h2session import H2Stream, RawHeaders
+from connector.devedge.rpcbridge import RpcBridge
+from connector.devedge.streams import Stream
 from connector.transport.rpc import load_schema
 
 GARBAGE = bytes(range(255, 0, -1)) * 4
 """No Cap'n Proto message: its first word announces four billion segments."""
-
-KJ_TURNS = 3
-"""Loop turns until KJ's own callback, which asks for the first read, has run for certain (it takes one)."""
 
 
 class Registration:
@@ -139,58 +134,29 @@ def _server(desk: Desk, fault: str | None, gone: asyncio.Event) -> Any:
     return _server_class(desk, fault, gone)
 
 
-class ControlStream:
-    """The control stream of one connection, served by pycapnp. `close` must be awaited before the loop ends."""
+class ControlStream(RpcBridge):
+    """The control stream of one connection, served by pycapnp. `stop` must be awaited before the loop ends."""
 
     def __init__(self, desk: Desk, fault: str | None, on_close_fault: Callable[[], None]) -> None:
+        super().__init__()
         self._desk = desk
         self._fault = fault
         self._on_close_fault = on_close_fault
-        self._stream: H2Stream | None = None
         self._gone = asyncio.Event()
         self._server: Any = None
-        self._rpc_stream: Any = None
-        self._ours: asyncio.Transport | None = None
-        self._early = bytearray()
-        self._serving = False
-        self._ended = False
         self._opening: asyncio.Task[None] | None = None
 
-    def start(self, stream: H2Stream) -> None:
+    def start(self, stream: Stream) -> None:
         """Take the opened stream and begin to serve."""
-        self._stream = stream
+        self.attach(stream)
         self._opening = asyncio.get_running_loop().create_task(self._open(), name="devedge rpc")
 
     async def _open(self) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        loop = asyncio.get_running_loop()
-        try:
-            transport, _ = await loop.create_connection(lambda: _Pump(self), sock=ours)
-        except BaseException:
-            ours.close()
-            theirs.close()
-            raise
-        self._ours = transport
-        try:
-            self._rpc_stream = await capnp.AsyncIoStream.create_connection(sock=theirs)
-        except BaseException:
-            theirs.close()
-            raise
-        self._server = capnp.TwoPartyServer(self._rpc_stream, bootstrap=_server(self._desk, self._fault, self._gone))
-        # pycapnp must have asked for its first read before a byte is there: it pauses its transport from inside
-        # `get_buffer` otherwise, which crashes libuv (uvloop). KJ asks in its next turn, so give it some.
-        for _ in range(KJ_TURNS):
-            await asyncio.sleep(0)
-        self._serving = True
-        if self._early:
-            transport.write(bytes(self._early))
-            self._early.clear()
-        if self._ended:
-            transport.write_eof()
+        rpc_stream = await self.open()
+        self._server = capnp.TwoPartyServer(rpc_stream, bootstrap=_server(self._desk, self._fault, self._gone))
+        await self.serve()
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         """End the RPC session and wait until nothing of it is left."""
         self._gone.set()
         self._ended = True
@@ -202,85 +168,21 @@ class ControlStream:
         if self._server is not None:
             self._server.close()
             self._server = None
-        if self._rpc_stream is not None:
-            self._rpc_stream.close()
-            self._rpc_stream = None
-        if self._ours is not None:
-            self._ours.abort()
-            self._ours = None
-
-    # From the HTTP/2 stream.
-
-    def on_headers(self, headers: RawHeaders) -> None:
-        """The connector answered 200; nothing depends on it."""
+        self.close()
 
     def on_data(self, data: bytes) -> None:
         """RPC bytes of the connector."""
-        stream = cast(H2Stream, self._stream)
-        stream.consumed(len(data))
         if self._fault == "close":
             self._on_close_fault()
-            return
-        if self._fault == "garbage":
-            stream.write(GARBAGE)
-            return
-        if not self._serving:
-            self._early += data
-            if len(self._early) > 1024 * 1024:
-                stream.reset(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-        elif self._ours is not None:
-            self._ours.write(data)
+        elif self._fault == "garbage" and self._stream is not None:
+            self._stream.consumed(len(data))
+            self._stream.write(GARBAGE)
+        else:
+            super().on_data(data)
 
-    def on_eof(self, trailers: RawHeaders) -> None:
-        """The connector closed its RPC client."""
-        self._end()
-
-    def on_reset(self, error: BaseException | None) -> None:
-        """The stream or the connection is gone."""
-        self._end()
-
-    def _end(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        if self._serving and self._ours is not None and not self._ours.is_closing():
-            self._ours.write_eof()
+    def on_ended(self) -> None:
+        """The connector closed its RPC client, or is gone."""
         self._desk.control_ended()
-
-    def pause_writing(self) -> None:
-        """RPC messages are small: the socket pair's buffer holds what is on its way."""
-        if self._ours is not None:
-            self._ours.pause_reading()
-
-    def resume_writing(self) -> None:
-        """Go on."""
-        if self._ours is not None:
-            self._ours.resume_reading()
-
-    # From pycapnp, through the socket pair.
-
-    def rpc_bytes(self, data: bytes) -> None:
-        """Bytes of the RPC server for the connector."""
-        if self._stream is not None:
-            self._stream.write(data)
-
-    def rpc_ended(self) -> None:
-        """Pycapnp closed its end: an abort was sent, or the client left."""
-        if self._stream is not None:
-            self._stream.write_eof()
-
-
-class _Pump(asyncio.Protocol):
-    """Our end of the socket pair."""
-
-    def __init__(self, control: ControlStream) -> None:
-        self._control = control
-
-    def data_received(self, data: bytes) -> None:
-        self._control.rpc_bytes(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._control.rpc_ended()
 
 
 def _uuid(data: bytes) -> uuid.UUID:

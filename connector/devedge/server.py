@@ -19,6 +19,7 @@ from connector.devedge.connectors import Roster
 from connector.devedge.events import Event, EventLog
 from connector.devedge.eyeball import ALPN, PublicSide
 from connector.devedge.faults import Faults
+from connector.devedge.h2link import H2Link
 from connector.devedge.tunnels import Declaration, Directory, Tunnel, TunnelStore, parse_ingress_flags, read_config_file
 from connector.errors import ConfigError
 from connector.wire.token import Token, encode_token
@@ -151,7 +152,9 @@ class DevEdge:
         try:
             edge_tls = self._authority.server_context(EDGE_LEAF_NAMES)
             self._public_tls = self._authority.server_context(self._public_names(), alpn=ALPN)
-            self.edge_address = await self._listen("--listen", self.settings.listen, self.roster.new_link, edge_tls)
+            self.edge_address = await self._listen(
+                "--listen", self.settings.listen, lambda: H2Link(self.roster), edge_tls
+            )
             self.public_address = await self._listen(
                 "--public", self.settings.public, self._public_side.new_connection, self._public_tls
             )

@@ -12,9 +12,10 @@ from typing import Any
 
 import capnp
 
-from connector.devedge.h2session import H2Session, H2Stream, RawHeaders
+from connector.devedge.h2session import H2Session, H2Stream
 from connector.devedge.headers import websocket_accept
 from connector.devedge.server import DevEdge
+from connector.devedge.streams import RawHeaders
 from connector.devedge.tunnels import Tunnel
 from connector.transport.rpc import load_schema
 from connector.wire.h2_headers import encode_serialised_headers

@@ -8,7 +8,8 @@ import pytest
 import uvloop
 
 from connector.devedge.connectors import LOCATION
-from connector.devedge.h2session import H2Stream, RawHeaders
+from connector.devedge.h2session import H2Stream
+from connector.devedge.streams import RawHeaders
 from tests.devedge.edges import edge_and_connector, get, run_edge, running_edge
 from tests.devedge.fake_connector import FakeConnector
 from tests.support.aio import until
