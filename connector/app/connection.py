@@ -175,8 +175,6 @@ class EdgeConnection:
                     await self._unregister(client, log)
                     raise
         except RegistrationError as error:
-            if _unanswered(error):
-                raise EdgeLostError(str(error), advice=error.advice) from None
             self._report(error, log)
             await self._await_close(link, REFUSED_SECONDS)
             raise
@@ -269,8 +267,3 @@ class EdgeConnection:
             raise
         finally:
             self._scope = None
-
-
-def _unanswered(error: RegistrationError) -> bool:
-    """Tell whether the call broke off instead of being answered: pycapnp's exception stays as the error's context."""
-    return getattr(error.__context__, "type", None) == "DISCONNECTED"

@@ -48,7 +48,7 @@ class Failure(Enum):
     REFUSED_FOR_NOW = "refused for now"
     """Registration refused, and the edge asks us to try again."""
     REFUSED = "refused"
-    """Registration refused for good, or the RPC failed or timed out."""
+    """Registration refused for good, or answered with an RPC exception."""
     LOST = "lost"
     """The link ended without being asked to, before or after registration."""
     INTERNAL = "internal"
@@ -62,7 +62,7 @@ ENDS_PROCESS = frozenset({Failure.REFUSED, Failure.INTERNAL})
 """Failures that end the process as long as no connection of it has ever registered; afterwards nothing does.
 
 cloudflared also ends on REFUSED_FOR_NOW and on LOST there. We follow the edge's wish to be asked again, and treat a
-link that broke during registration as what it is: a passing condition.
+link that broke, or an answer that did not come, during registration as what it is: a passing condition.
 """
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from connector.errors import ProtocolError, WireError
+from connector.errors import EdgeLostError, ProtocolError, WireError
 from connector.protocol.ports import Buffer, ResetCode, StreamPort
 from connector.wire.capnp import MessageCounter, MessageSplitter, repair_exception
 
@@ -30,11 +30,14 @@ control stream only answers come, of a few hundred bytes. Precedent: cloudflared
 class SocketBridge:
     """One bridged stream; a StreamSink. Hand `take_socket()` to whoever wants a socket; `close` when that is done.
 
+    `held` keeps what the edge sends here until `release`: pycapnp crashes under uvloop when a byte lies in its socket
+    before it reads for the first time.
+
     The far end closing (or shutting down its writing side) ends the response after `farewell`; the edge ending its side
     shows there as end of file. `error` tells why the stream was given up, None while it was not.
     """
 
-    def __init__(self, port: StreamPort, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, port: StreamPort, *, loop: asyncio.AbstractEventLoop, held: bool = False) -> None:
         self.error: BaseException | None = None
         self.farewell = b""
         self.ended: asyncio.Future[None] = loop.create_future()
@@ -46,6 +49,7 @@ class SocketBridge:
         self._near: socket.socket | None = near
         self._far: socket.socket | None = far
         self._backlog = bytearray()
+        self._held = held
         self._eof_received = False
         self._responded = False
         self._sent_eof = False
@@ -63,6 +67,16 @@ class SocketBridge:
         if far is None:
             raise RuntimeError("the far end was taken before, or the bridge is closed")
         return far
+
+    def release(self) -> None:
+        """Pass on what was held, and from now on everything at once: whoever has the far end reads it."""
+        self._held = False
+        if self._near is None:
+            return
+        if self._backlog:
+            self._loop.add_writer(self._near, self._on_writable)
+        elif self._eof_received or self.error is not None:
+            self._shut_near()
 
     # --- StreamSink: from the edge ---------------------------------------------------------------------------------
 
@@ -83,7 +97,7 @@ class SocketBridge:
             repair_exception(message)
         whole = messages[0] if len(messages) == 1 else bytearray().join(messages)
         sent = 0
-        if not self._backlog:
+        if not self._backlog and not self._held:
             try:
                 sent = near.send(whole)
             except BlockingIOError:
@@ -91,7 +105,7 @@ class SocketBridge:
             except OSError:  # the far end is gone: nobody will read this
                 sent = len(whole)
         if sent < len(whole):
-            if not self._backlog:
+            if not self._backlog and not self._held:
                 self._loop.add_writer(near, self._on_writable)
             self._backlog += whole[sent:]
         if sent:
@@ -100,15 +114,30 @@ class SocketBridge:
     def on_eof(self) -> None:
         """Show the end to the far end, after everything that waits."""
         self._eof_received = True
-        if not self._backlog:
+        if not self._backlog and not self._held:
             self._shut_near()
 
     def on_reset(self, error: BaseException | None) -> None:
-        """The stream is gone: the far end sees the end of file at once."""
+        """The stream is gone. What came before still reaches the far end, then it sees the end of file.
+
+        The near end stays open for writes of the far end, which go nowhere: one that fails would make pycapnp forget
+        the answer that it has not read yet.
+        """
         if self.error is None:
-            self.error = error
-        self._sent_eof = True
-        self.close()
+            self.error = error if error is not None else EdgeLostError("the edge ended the control stream")
+        near = self._near
+        if near is None:
+            return
+        if self._far is not None:  # nobody took it, nobody will read
+            self._sent_eof = True
+            self.close()
+            return
+        if not self._sent_eof:
+            self._sent_eof = True
+            self._loop.add_reader(near, self._on_readable)  # it may have been paused
+        self._eof_received = True
+        if not self._backlog and not self._held:
+            self._shut_near()
 
     def pause_writing(self) -> None:
         """Leave what the far end writes in the socket."""
@@ -170,6 +199,8 @@ class SocketBridge:
             return b""
 
     def _send(self, data: bytes) -> None:
+        if self._sent_eof:
+            return
         if not self._responded:
             self._responded = True
             self._port.respond(200, ())

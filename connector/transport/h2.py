@@ -235,7 +235,7 @@ class H2Link(asyncio.BufferedProtocol):
         if self._bridge is not None:
             port.reset(ResetCode.REFUSED)
             return _IGNORE
-        self._bridge = SocketBridge(port, loop=self._loop)
+        self._bridge = SocketBridge(port, loop=self._loop, held=True)
         self._control.set_result(self._bridge)
         return self._bridge
 

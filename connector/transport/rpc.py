@@ -1,7 +1,8 @@
 """Cap'n Proto RPC to the edge: registration over the control stream.
 
 Owns: the schemas as pycapnp modules, the RPC client of one control stream, what its answers mean as errors.
-In: a SocketBridge (the link's control stream). Out: ConnectionDetails, or a RegistrationError subclass.
+In: a SocketBridge (the link's control stream). Out: ConnectionDetails; a RegistrationError subclass for what the edge
+answered; EdgeLostError when it did not answer.
 Never: retries, logs, or shows a secret in an error.
 
 pycapnp runs inside a KJ event loop that is tied to the asyncio loop. The program enters it once, around everything that
@@ -33,6 +34,7 @@ import connector
 from connector.errors import (
     ConnectorError,
     DuplicateConnectionError,
+    EdgeLostError,
     RegistrationError,
     UnauthorizedError,
 )
@@ -48,6 +50,10 @@ capnp.remove_import_hook()  # it looks for *.capnp on every import of anything
 
 CLOSE_SECONDS = 2.0
 """How long `close` waits for the last messages to leave pycapnp. They leave within a loop turn or two."""
+
+KJ_TURNS = 3
+"""Loop turns after which a new pycapnp client surely reads its socket; one is enough in practice. Bytes of the edge may
+arrive there only then: see SocketBridge."""
 
 _REMOTE = "remote exception: "  # what pycapnp puts before the peer's own words
 
@@ -186,6 +192,9 @@ class RegistrationClient:
             )
             # Not awaited: calls are pipelined on the promise of the bootstrap object.
             self._server = self._client.bootstrap().cast_as(load_schema("tunnelrpc").RegistrationServer)
+            for _ in range(KJ_TURNS):
+                await asyncio.sleep(0)
+            bridge.release()
         except BaseException:
             self._let_go()
             bridge.close()
@@ -199,7 +208,9 @@ class RegistrationClient:
     async def register(
         self, auth: Token, conn_index: int, options: ConnectionOptions, timeout: float
     ) -> ConnectionDetails:
-        """Register the connection. Errors: RegistrationError and its subclasses, after the edge's own words."""
+        """Register the connection. Errors: RegistrationError and its subclasses, after the edge's own words;
+        EdgeLostError when there is no answer.
+        """
         return await self._call(
             "registration",
             lambda server: server.registerConnection(
@@ -213,11 +224,11 @@ class RegistrationClient:
         )
 
     async def unregister(self, timeout: float) -> None:
-        """Ask the edge to send nothing new. Errors: RegistrationError."""
+        """Ask the edge to send nothing new. Errors: as of `register`."""
         await self._call("unregistration", lambda server: server.unregisterConnection(), timeout, _nothing)
 
     async def update_local_configuration(self, config: bytes, timeout: float) -> None:
-        """Tell the edge the configuration of a locally managed tunnel, as JSON. Errors: RegistrationError."""
+        """Tell the edge the configuration of a locally managed tunnel, as JSON. Errors: as of `register`."""
         await self._call(
             "the local configuration",
             lambda server: server.updateLocalConfiguration(config=config),
@@ -262,7 +273,7 @@ class RegistrationClient:
         except ConnectorError:
             raise
         except TimeoutError:
-            raise RegistrationError(
+            raise EdgeLostError(
                 f"{what}: the edge did not answer within {timeout:g} seconds",
                 advice="The edge is overloaded or the way to it is bad; --rpc-timeout gives it longer.",
             ) from None
@@ -271,19 +282,19 @@ class RegistrationClient:
         except Exception as error:  # KjException, or what pycapnp makes of one
             raise self._explain(what, error) from None
 
-    def _explain(self, what: str, error: Exception) -> RegistrationError:
+    def _explain(self, what: str, error: Exception) -> ConnectorError:
         given_up = self._bridge.error
         if given_up is not None:
             advice = getattr(given_up, "advice", "")
-            return RegistrationError(f"{what}: the control stream ended: {given_up}", advice=advice)
+            return EdgeLostError(f"{what}: the control stream ended: {given_up}", advice=advice)
         raw = str(getattr(error, "description", None) or error or type(error).__name__)
         text = _clean(raw)
         if getattr(error, "type", None) == "DISCONNECTED":
             if raw.startswith(_REMOTE):
                 return RegistrationError(f"{what}: rpc: aborted by remote: {text}")
             if raw != "Peer disconnected.":
-                return RegistrationError(f"{what}: the edge's bytes on the control stream are no RPC: {text}")
-            return RegistrationError(
+                return EdgeLostError(f"{what}: the edge's bytes on the control stream are no RPC: {text}")
+            return EdgeLostError(
                 f"{what}: the edge closed the control stream without an answer",
                 advice="The edge may be restarting; the connection is made again.",
             )

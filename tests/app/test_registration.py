@@ -31,10 +31,11 @@ def against(tmp_path: Path, fault: str, *args: str) -> Iterator[tuple[Child, Chi
         ("registration=retry-after:1*1", "Register tunnel error from server side", ""),
         ("registration=close*1", "Serve tunnel error", ""),
         ("registration=garbage*1", "Serve tunnel error", ""),
+        ("registration=stall*1", "Serve tunnel error", "0.5 seconds"),
     ],
 )
 def test_what_is_retried_before_the_first_registration(tmp_path: Path, fault: str, message: str, text: str) -> None:
-    with against(tmp_path, fault) as (edge, child):
+    with against(tmp_path, fault, "--rpc-timeout", "500ms" if "stall" in fault else "5s") as (edge, child):
         line = child.message(message)
         assert line["level"] == "error"
         assert text in line["error"]
@@ -50,7 +51,6 @@ def test_what_is_retried_before_the_first_registration(tmp_path: Path, fault: st
     [
         ("registration=permanent", ""),
         ("registration=exception", ""),
-        ("registration=stall", "0.5 seconds"),
     ],
 )
 def test_what_ends_the_process_before_the_first_registration(tmp_path: Path, fault: str, text: str) -> None:

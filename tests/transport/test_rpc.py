@@ -18,6 +18,7 @@ import pytest
 import uvloop
 
 from connector.errors import (
+    ConnectorError,
     DuplicateConnectionError,
     EdgeLostError,
     RegistrationError,
@@ -34,7 +35,7 @@ from connector.transport.rpc import (
 )
 from connector.transport.tls import edge_context
 from connector.wire.token import Token
-from tests.support.aio import run
+from tests.support.aio import run, until
 from tests.support.mini_edge import EdgeStream, MiniEdge, MiniEdgeConnection, Registrar, RpcServer, accept, refuse
 from tests.support.vectors import vector
 
@@ -122,9 +123,11 @@ def test_whole_life(tmp_path: Path, loop: Loop) -> None:
     with_link(tmp_path, body, loop)
 
 
-async def _register(s: Setup, registrar: Registrar, timeout: float = 5) -> RegistrationError:
+async def _register(
+    s: Setup, registrar: Registrar, timeout: float = 5, kind: type[ConnectorError] = RegistrationError
+) -> Any:
     async with RpcServer(s.control, registrar):
-        with pytest.raises(RegistrationError) as caught:
+        with pytest.raises(kind) as caught:
             async with RegistrationClient(await s.link.control_stream(5)) as client:
                 await client.register(TOKEN, 0, OPTIONS, timeout)
         async with asyncio.timeout(5):
@@ -174,7 +177,7 @@ def test_no_answer_in_time(tmp_path: Path, loop: Loop) -> None:
         await asyncio.Event().wait()
 
     async def body(s: Setup) -> None:
-        error = await _register(s, Registrar(lambda result: never()), 0.2)
+        error = await _register(s, Registrar(lambda result: never()), 0.2, EdgeLostError)
         assert str(error) == "registration: the edge did not answer within 0.2 seconds"
 
     with_link(tmp_path, body, loop)
@@ -191,13 +194,13 @@ def test_wrong_connection_id(tmp_path: Path) -> None:
     with_link(tmp_path, body)
 
 
-async def _register_raw(s: Setup, act: Callable[[], None]) -> RegistrationError:
+async def _register_raw(s: Setup, act: Callable[[], None], kind: type[ConnectorError] = RegistrationError) -> Any:
     """Start a registration, `act` when its first bytes are at the edge, return what it raised."""
     async with RegistrationClient(await s.link.control_stream(5)) as client:
         call = asyncio.ensure_future(client.register(TOKEN, 0, OPTIONS, 5))
         await s.control.read(48)
         act()
-        with pytest.raises(RegistrationError) as caught:
+        with pytest.raises(kind) as caught:
             await call
     return caught.value
 
@@ -215,7 +218,8 @@ RAW: list[tuple[str, bytes, str]] = [
 @pytest.mark.parametrize(("name", "data", "text"), RAW, ids=[row[0] for row in RAW])
 def test_bytes_that_are_no_answer(tmp_path: Path, name: str, data: bytes, text: str, loop: Loop) -> None:
     async def body(s: Setup) -> None:
-        error = await _register_raw(s, lambda: s.control.send(data, end=name in {"zeros", "ones"}))
+        kind = RegistrationError if name == "abort" else EdgeLostError
+        error = await _register_raw(s, lambda: s.control.send(data, end=name in {"zeros", "ones"}), kind)
         assert text in str(error)
 
     with_link(tmp_path, body, loop)
@@ -256,8 +260,38 @@ def test_stream_ends_before_the_answer(tmp_path: Path, how: str, loop: Loop) -> 
             else:
                 s.peer.cut()
 
-        error = await _register_raw(s, act)
+        error = await _register_raw(s, act, EdgeLostError)
         assert "control stream" in str(error)
+
+    with_link(tmp_path, body, loop)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_an_answer_with_the_end_right_behind_it_is_not_lost(tmp_path: Path, how: str, loop: Loop) -> None:
+    async def body(s: Setup) -> None:
+        def act() -> None:
+            s.control.send(vector("rpc_return_bootstrap") + vector("rpc_return_registerConnection_error"))
+            if how == "reset":
+                s.peer.h2.reset_stream(s.control.stream_id)
+                s.peer.flush()
+            else:
+                s.peer.close()
+
+        assert str(await _register_raw(s, act)) == "try later"
+
+    with_link(tmp_path, body, loop)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_edge_that_speaks_first_is_heard_once_pycapnp_listens(tmp_path: Path, loop: Loop) -> None:
+    async def body(s: Setup) -> None:
+        control = await s.link.control_stream(5)
+        s.control.send(ABORT_SHUTDOWN)
+        await until(lambda: control._backlog, what="the early message is here")
+        with pytest.raises(RegistrationError, match="aborted by remote"):
+            async with RegistrationClient(control) as client:
+                await client.register(TOKEN, 0, OPTIONS, 5)
 
     with_link(tmp_path, body, loop)
 
