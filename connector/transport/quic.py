@@ -203,6 +203,7 @@ class QuicLink:
         self._timer_at = 0.0
         self._last_received = self._last_ping = monotonic()
         self._stall: tuple[int, float] | None = None  # progress and time when receiving was seen standing still
+        self._paused_bytes = 0
         self._refused = 0
         self._established = False
         self._ended = False
@@ -353,6 +354,10 @@ class QuicLink:
         engine = self._engine
 
         def take(data: bytes, segment: int) -> None:
+            if self._streams.receive_paused:
+                self._paused_bytes += len(data)
+                if self._paused_bytes > self._limits.paused_bytes:
+                    return
             engine.receive(data, segment, now)
             self._last_received = now
             self._refused = 0
@@ -388,6 +393,7 @@ class QuicLink:
     def _on_resume(self) -> None:
         self._resume_due = False
         self._stall = None
+        self._paused_bytes = 0
         self._dispatch()
         if not self._ended:
             self._wake()
