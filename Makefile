@@ -108,14 +108,14 @@ test: check test-newest test-oldest  ## All checks and tests, on the newest and 
 
 .PHONY: test-newest
 test-newest: $(VENV)/dev.stamp broker  ## The tests on the newest Python
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 .PHONY: test-oldest
 test-oldest: $(OLDEST)/dev.stamp broker  ## The tests on the oldest Python
 	@if [ "$$($(OLDEST)/bin/python -V)" = "$$($(BIN)/python -V)" ]; then \
 	  echo "setup: only one suitable Python here; the oldest is the newest"; \
 	else \
-	  $(OLDEST)/bin/python -m pytest $(ARGS); \
+	  $(OLDEST)/bin/python -m pytest -n auto $(ARGS); \
 	fi
 
 .PHONY: coverage
