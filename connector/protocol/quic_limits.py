@@ -23,7 +23,7 @@ class QuicLimits:
     stream_window: int = _MIB
     """Bytes the edge may send ahead on one stream. 1 MiB carries 160 Mbit/s at 50 ms, as our HTTP/2 side has it.
     With an engine that cannot hold one stream back alone (qh3), it is also what other streams wait behind when one
-    origin is slow, so it is smaller than cloudflared's ceiling of 6 MiB. Precedents: cloudflared 512 KiB growing to 6 MiB, Go's HTTP/2 4 MiB."""
+    origin is slow, so it is smaller than cloudflared's ceiling of 6 MiB. Precedent: 512 KiB growing to that."""
 
     connection_window: int = 30 * _MIB
     """Bytes the edge may send ahead on all streams together. Precedents: cloudflared 768 KiB growing to 30 MiB."""

@@ -74,6 +74,7 @@ async def dial_quic(
     idle_timeout: float = IDLE_SECONDS,
     rpc_timeout: float = RPC_SECONDS,
     path_mtu_discovery: bool = True,
+    post_quantum_only: bool = False,
     limits: QuicLimits = DEFAULT_LIMITS,
     engine: str = "auto",
 ) -> QuicLink:
@@ -86,6 +87,11 @@ async def dial_quic(
     peer = format_address(host, port)
     loop = asyncio.get_running_loop()
     _, make = find_engine(engine)
+    if post_quantum_only and not make.post_quantum:
+        raise ConfigError(
+            "the QUIC library in use has no post-quantum key exchange",
+            advice="Install qh3 2.1, or do without --post-quantum.",
+        )
     handlers = rpc_handlers
     if handlers is None and on_configuration is not None:
         handlers = ConfigurationOnly(on_configuration)
@@ -114,6 +120,7 @@ async def dial_quic(
                     ip_version=6 if family == socket.AF_INET6 else 4,
                     path_mtu_discovery=path_mtu_discovery,
                     idle_timeout=idle_timeout,
+                    post_quantum_only=post_quantum_only,
                     keylog=keylog,
                     limits=limits,
                 )

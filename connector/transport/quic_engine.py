@@ -10,7 +10,6 @@ Two libraries stand behind it: qh3 (compiled core) where it is installed and pas
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol, TextIO
@@ -57,6 +56,7 @@ class EngineSettings:
     keylog: TextIO | None = None
     alpn: str = ALPN
     idle_timeout: float = IDLE_SECONDS
+    post_quantum_only: bool = False
     limits: QuicLimits = field(default_factory=lambda: DEFAULT_LIMITS)
 
 
@@ -89,12 +89,16 @@ class EngineEvents(Protocol):
 class QuicEngine(Protocol):
     """One client connection without I/O. Times are seconds of one clock.
 
+    `post_quantum`: X25519MLKEM768 is offered first.
     `send`, `reset_stream`, `stop_stream`, `credit`, `ping` and `send_datagram` never raise. `credit_by_stream`: credit
     comes back by `credit`, stream by stream; otherwise whatever `dispatch` hands out is credited at once.
     """
 
     name: str
     credit_by_stream: bool
+    post_quantum: bool
+
+    def __init__(self, settings: EngineSettings) -> None: ...
 
     @property
     def alive(self) -> bool:
@@ -157,6 +161,14 @@ class QuicEngine(Protocol):
         """Queue CONNECTION_CLOSE."""
 
 
+def has_post_quantum(engine: str = "auto") -> bool:
+    """Whether the QUIC library used here offers post-quantum key exchange; False also when there is none."""
+    try:
+        return find_engine(engine)[1].post_quantum
+    except ConfigError:
+        return False
+
+
 TRANSMIT_LIMIT = 88
 """Datagrams of one `transmit`: two GSO sends of 44 full packets (64 KiB)."""
 
@@ -165,7 +177,7 @@ class EngineUnavailableError(Exception):
     """An adapter cannot work here; the text says why."""
 
 
-def _load_qh3() -> Callable[[EngineSettings], QuicEngine]:
+def _load_qh3() -> type[QuicEngine]:
     try:
         from connector.transport.quic_engine_qh3 import Qh3Engine, self_check  # noqa: PLC0415  (may be missing)
     except ImportError as error:
@@ -174,7 +186,7 @@ def _load_qh3() -> Callable[[EngineSettings], QuicEngine]:
     return Qh3Engine
 
 
-def _load_aioquic() -> Callable[[EngineSettings], QuicEngine]:
+def _load_aioquic() -> type[QuicEngine]:
     try:
         from connector.transport.quic_engine_aioquic import AioquicEngine, self_check  # noqa: PLC0415
     except ImportError as error:
@@ -187,7 +199,7 @@ _LOADERS = {"qh3": _load_qh3, "aioquic": _load_aioquic}
 
 
 @cache
-def find_engine(name: str = "auto") -> tuple[str, Callable[[EngineSettings], QuicEngine]]:
+def find_engine(name: str = "auto") -> tuple[str, type[QuicEngine]]:
     """Return name and class of the engine to use; `auto` takes the first that works. Errors: ConfigError."""
     reasons = []
     for candidate in _LOADERS if name == "auto" else (name,):

@@ -83,6 +83,7 @@ class AioquicEngine:
 
     name = "aioquic"
     credit_by_stream = True
+    post_quantum = False
 
     def __init__(self, settings: EngineSettings) -> None:
         limits = settings.limits

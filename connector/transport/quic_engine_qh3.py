@@ -27,7 +27,7 @@ from qh3.quic.packet import (
     push_quic_transport_parameters,
 )
 from qh3.quic.tls_bridge import QuicTlsBridge, QuicTlsBridgeError
-from qh3.tls import Epoch
+from qh3.tls import Epoch, Group
 
 from connector.protocol.ports import Buffer
 from connector.transport.quic_engine import (
@@ -87,6 +87,7 @@ class _Connection(QuicConnection):
     def __init__(self, configuration: QuicConfiguration, max_streams: int) -> None:
         super().__init__(configuration=configuration)
         self.max_streams = max_streams
+        self.post_quantum_only = False
         self.native: deque[tuple[Any, ...]] = deque()
 
     def _create_core(self, remote_addr: Any, initial_dcid: bytes, now: float) -> None:
@@ -138,6 +139,8 @@ class _Connection(QuicConnection):
             retry_source_connection_id=self._retry_source_connection_id,
             version_change_handler=self._set_version,
         )
+        if self.post_quantum_only:
+            bridge.tls._supported_groups = [Group.X25519ML768]
         self._tls = bridge
         return bridge
 
@@ -174,6 +177,7 @@ class Qh3Engine:
 
     name = "qh3"
     credit_by_stream = False
+    post_quantum = True
 
     def __init__(self, settings: EngineSettings) -> None:
         limits = settings.limits
@@ -193,6 +197,7 @@ class Qh3Engine:
             secrets_log_file=settings.keylog,  # type: ignore[arg-type]
         )
         self._connection = _Connection(configuration, limits.max_streams)
+        self._connection.post_quantum_only = settings.post_quantum_only
         self._core: Any = None
         self._address: tuple[str, int] = ("", 0)
         self._established = False  # the handshake is done and the core is used directly

@@ -14,10 +14,18 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import pull_quic_header
 
+from connector.errors import ConfigError
 from connector.protocol.quic_limits import QuicLimits
 from connector.transport import quic_engine_aioquic, quic_engine_qh3
-from connector.transport.quic import QuicLink
-from connector.transport.quic_engine import EngineSettings, EngineUnavailableError, QuicEngine, find_engine
+from connector.transport.quic import QuicLink, dial_quic
+from connector.transport.quic_engine import (
+    EngineSettings,
+    EngineUnavailableError,
+    QuicEngine,
+    find_engine,
+    has_post_quantum,
+)
+from connector.transport.quic_trust import quic_context
 from tests.support.aio import run, until
 from tests.support.certs import Authority
 from tests.support.mini_quic_edge import MiniQuicEdge
@@ -132,6 +140,22 @@ def test_post_quantum_key_exchange_is_offered(tmp_path: Path) -> None:
     engine.connect(("127.0.0.1", 7844), 0.0)
     hello = engine._connection._tls.tls  # type: ignore[attr-defined]
     assert 0x11EC in [int(group) for group in hello._supported_groups]
+
+
+def test_post_quantum_only() -> None:
+    assert has_post_quantum("qh3")
+    assert not has_post_quantum("aioquic")
+    engine = make("qh3", post_quantum_only=True)
+    engine.connect(("127.0.0.1", 7844), 0.0)
+    assert [int(group) for group in engine._connection._tls.tls._supported_groups] == [0x11EC]  # type: ignore[attr-defined]
+
+    async def main() -> None:
+        with pytest.raises(ConfigError, match="post-quantum"):
+            await dial_quic(
+                "127.0.0.1", 9, context=quic_context(), accept=Acceptor(), engine="aioquic", post_quantum_only=True
+            )
+
+    run(main())
 
 
 @both
