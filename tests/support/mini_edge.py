@@ -130,10 +130,10 @@ class MiniEdgeConnection(asyncio.Protocol):
                 stream.on_end()
         stream.changed()
 
-    def open(self, headers: Headers, *, end: bool = False) -> EdgeStream:
+    def open(self, headers: Headers, *, path: bytes = b"/", end: bool = False) -> EdgeStream:
         stream_id = self.h2.get_next_available_stream_id()
         stream = self.streams[stream_id] = EdgeStream(self, stream_id)
-        fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"app.example.com"), (b":path", b"/")]
+        fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"app.example.com"), (b":path", path)]
         self.h2.send_headers(stream_id, fields + headers, end_stream=end)
         self.flush()
         return stream
