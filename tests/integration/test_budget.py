@@ -55,7 +55,7 @@ def test_a_thousand_streams_cost_no_task_and_no_timer_each(
                 stream.send(MASKED_HI)
             await until(lambda: all(bytes(s.data) == ECHOED_HI for s in sockets), limit=20, what="every echo")
             assert dispatcher.active == 2 * HALF
-            assert len(asyncio.all_tasks()) == baseline
+            assert len(asyncio.all_tasks()) <= baseline
             if hasattr(this, "_scheduled"):  # plain asyncio keeps its timers where a test can count them
                 assert len([timer for timer in this._scheduled if not timer.cancelled()]) <= 8
             assert not any(stream.status for stream in requests)
