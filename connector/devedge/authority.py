@@ -18,8 +18,9 @@ import ipaddress
 import os
 import ssl
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -103,6 +104,14 @@ class StateDir:
         return target
 
 
+class TakesLeaf(Protocol):
+    """An `ssl.SSLContext`, or the configuration of a QUIC library that looks like one here."""
+
+    @property
+    def load_cert_chain(self) -> Callable[[str], None]:
+        """Load a PEM file with chain and key."""
+
+
 class Authority:
     """A CA that signs leaves for this machine's dev edge."""
 
@@ -149,14 +158,14 @@ class Authority:
         self.load_leaf(context, names)
         return context
 
-    def load_leaf(self, context: ssl.SSLContext, names: Iterable[str]) -> None:
+    def load_leaf(self, context: TakesLeaf, names: Iterable[str]) -> None:
         """Put a fresh leaf for `names` into a context; connections from now on use it."""
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = self._sign_leaf(key, list(dict.fromkeys(names)))
         pem = leaf.public_bytes(serialization.Encoding.PEM) + self._certificate.public_bytes(serialization.Encoding.PEM)
-        # `ssl` takes files only: this one is private and gone at once.
+        # `ssl` takes files only: this one is private and gone at once. aioquic wants the key last.
         with tempfile.NamedTemporaryFile(dir=self.state.path, prefix=".leaf.", suffix=".pem") as file:
-            file.write(_key_pem(key) + pem)
+            file.write(pem + _key_pem(key))
             file.flush()
             context.load_cert_chain(file.name)
 

@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--listen", metavar="ADDR:PORT", default="127.0.0.1:0", help="for connectors (127.0.0.1:0)")
     parser.add_argument("--public", metavar="ADDR:PORT", default="127.0.0.1:0", help="for visitors (127.0.0.1:0)")
+    parser.add_argument("--no-quic", action="store_true", help="serve connectors over TCP (HTTP/2) only")
+    parser.add_argument(
+        "--quic-packet-size", type=int, metavar="BYTES", help="largest QUIC packet (loopback 1452, else 1232)"
+    )
     parser.add_argument("--output", choices=("default", "json"), default="default", help="form of the event lines")
     parser.add_argument("--fault", action="append", default=[], metavar="FAULT", help="misbehave, see below")
     return parser
@@ -135,6 +139,8 @@ def _run(argv: list[str]) -> int:
         listen=_address(args.listen, "--listen"),
         public=_address(args.public, "--public"),
         faults=parse_faults(args.fault),
+        quic=not args.no_quic,
+        datagram_size=_packet_size(args.quic_packet_size),
     )
     colour = None if args.output == "default" else False
     events = EventLog(sys.stdout, as_json=args.output == "json", colour=colour)
@@ -171,6 +177,12 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.Loop
+
+
+def _packet_size(value: int | None) -> int | None:
+    if value is not None and not 1200 <= value <= 65_000:
+        raise UsageError(f"--quic-packet-size {value}: not within 1200 to 65000", advice="For example 1232.")
+    return value
 
 
 def _address(text: str, flag: str) -> tuple[str, int]:

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import ssl
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,19 @@ from connector.devedge.events import Event, EventLog
 from connector.devedge.eyeball import ALPN, PublicSide
 from connector.devedge.faults import Faults
 from connector.devedge.h2link import H2Link
+from connector.devedge.quiclisten import QuicListener
 from connector.devedge.tunnels import Declaration, Directory, Tunnel, TunnelStore, parse_ingress_flags, read_config_file
 from connector.errors import ConfigError
 from connector.wire.token import Token, encode_token
+
+PORT_ATTEMPTS = 20
+"""Ports that are tried until one is free for TCP and for UDP."""
+
+LOOPBACK_SIZE = 1452
+"""Bytes of a QUIC packet where nothing can be too small for it; what cloudflared takes at most."""
+
+SAFE_SIZE = 1232
+"""Bytes of a QUIC packet that pass wherever IPv6 does; aioquic does not probe for more."""
 
 HANDSHAKE_LIMIT = 10.0
 """Seconds for a TLS handshake."""
@@ -37,7 +48,17 @@ STOP_LIMIT = 5.0
 class Settings:
     """What one dev edge is made of. Tunnels come from `config_file`, `tunnel_names`, or both."""
 
-    __slots__ = ("config_file", "faults", "ingress", "listen", "public", "state_dir", "tunnel_names")
+    __slots__ = (
+        "config_file",
+        "datagram_size",
+        "faults",
+        "ingress",
+        "listen",
+        "public",
+        "quic",
+        "state_dir",
+        "tunnel_names",
+    )
 
     def __init__(
         self,
@@ -49,7 +70,11 @@ class Settings:
         listen: tuple[str, int] = ("127.0.0.1", 0),
         public: tuple[str, int] = ("127.0.0.1", 0),
         faults: Faults | None = None,
+        quic: bool = True,
+        datagram_size: int | None = None,
     ) -> None:
+        self.quic = quic
+        self.datagram_size = datagram_size
         self.state_dir = state_dir
         self.tunnel_names = tunnel_names or []
         self.config_file = config_file
@@ -89,6 +114,7 @@ class DevEdge:
         self._public_side = PublicSide(self.roster)
         self._public_tls: ssl.SSLContext | None = None
         self._servers: list[asyncio.Server] = []
+        self._quic: QuicListener | None = None
         self._watcher: asyncio.TimerHandle | None = None
         self._stamp = self._config_stamp()
         self.edge_address = ("", 0)
@@ -152,9 +178,7 @@ class DevEdge:
         try:
             edge_tls = self._authority.server_context(EDGE_LEAF_NAMES)
             self._public_tls = self._authority.server_context(self._public_names(), alpn=ALPN)
-            self.edge_address = await self._listen(
-                "--listen", self.settings.listen, lambda: H2Link(self.roster), edge_tls
-            )
+            await self._listen_for_connectors(edge_tls)
             self.public_address = await self._listen(
                 "--public", self.settings.public, self._public_side.new_connection, self._public_tls
             )
@@ -193,6 +217,9 @@ class DevEdge:
             link.abort()
         await _until(lambda: not self.roster.links, 1.0)
         await self.roster.close()
+        if self._quic is not None:
+            self._quic.close()
+            self._quic = None
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
@@ -236,6 +263,34 @@ class DevEdge:
         if stamp is not None and stamp != self._stamp:
             self.reload()
         self._watcher = asyncio.get_running_loop().call_later(WATCH_INTERVAL, self._watch)
+
+    async def _listen_for_connectors(self, tls: ssl.SSLContext) -> None:
+        """Take one port for TCP and UDP; with port 0 look for one that is free in both."""
+        for attempt in range(PORT_ATTEMPTS):
+            wanted = self.settings.listen
+            self.edge_address = await self._listen("--listen", wanted, lambda: H2Link(self.roster), tls)
+            if not self.settings.quic:
+                return
+            server = self._servers[-1]
+            size = self.settings.datagram_size or (
+                LOOPBACK_SIZE if ip_address(self.edge_address[0]).is_loopback else SAFE_SIZE
+            )
+            listener = QuicListener(self.roster, self._authority, size)
+            try:
+                listener.listen(*self.edge_address, server.sockets[0].family)
+            except OSError as error:
+                server.close()
+                self._servers.remove(server)
+                if error.errno == errno.EADDRINUSE and wanted[1] == 0 and attempt < PORT_ATTEMPTS - 1:
+                    continue
+                taken = error.errno == errno.EADDRINUSE
+                reason = "the UDP port is taken" if taken else error.strerror or str(error)
+                raise ConfigError(
+                    f"--listen {_join(self.edge_address)}: {reason}",
+                    advice="Name another port, or close QUIC with --no-quic.",
+                ) from error
+            self._quic = listener
+            return
 
     async def _listen(
         self, flag: str, address: tuple[str, int], factory: Callable[[], asyncio.Protocol], tls: ssl.SSLContext

@@ -30,18 +30,31 @@ pytestmark = pytest.mark.skipif(
     not CLOUDFLARED, reason="NO CLOUDFLARED BINARY: the dev edge is not compared with the real thing (set CLOUDFLARED)"
 )
 
-FLAGS = ("tunnel", "--no-autoupdate", "--edge", "{edge}", "--cacert", "{ca}", "--protocol", "http2", "--no-prechecks")
+FLAGS = ("tunnel", "--no-autoupdate", "--edge", "{edge}", "--cacert", "{ca}", "--no-prechecks")
 RUN = ("--grace-period", "10s", "--metrics", "127.0.0.1:0", "run", "--token-file", "{token_file}")
-COMMAND = (CLOUDFLARED, *FLAGS, *RUN)
 
 MIB = 1 << 20
-SIZE = 256 * MIB
+SIZES = {"http2": 256 * MIB, "quic": 64 * MIB}
+WEBSOCKETS = {"http2": 500, "quic": 200}
+"""The edge's QUIC is pure Python, 15 times as costly as its HTTP/2: less of the same."""
+
+
+@pytest.fixture(scope="module", params=["http2", "quic"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
+def command(protocol: str) -> tuple[str, ...]:
+    return (CLOUDFLARED, *FLAGS, "--protocol", protocol, *RUN)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, command: tuple[str, ...], protocol: str) -> Iterator[Tunnel]:
     state = tmp_path_factory.mktemp("state")
-    with http_origin() as port, tunnel(state, f"http://127.0.0.1:{port}", command=COMMAND) as both:
+    with http_origin() as port, tunnel(state, f"http://127.0.0.1:{port}", command=command) as both:
+        [registered] = [event for event in both.edge.events if event["event"] == "registered"]
+        assert registered["protocol"] == protocol
         yield both
 
 
@@ -50,8 +63,8 @@ def visitor(up: Tunnel) -> http.client.HTTPSConnection:
     return http.client.HTTPSConnection("localhost", up.port, context=context, timeout=60)
 
 
-def test_registration_and_configuration(tmp_path: Path) -> None:
-    with tunnel(tmp_path, "http_status:418", command=COMMAND) as up:
+def test_registration_and_configuration(tmp_path: Path, command: tuple[str, ...]) -> None:
+    with tunnel(tmp_path, "http_status:418", command=command) as up:
         [registered] = [event for event in up.edge.events if event["event"] == "registered"]
         assert registered["version"].startswith("20")
         assert {"serialized_headers", "allow_remote_config"} <= set(registered["features"])
@@ -62,11 +75,11 @@ def test_registration_and_configuration(tmp_path: Path) -> None:
         connection.close()
 
 
-def test_a_changed_file_is_in_force_at_once(tmp_path: Path) -> None:
+def test_a_changed_file_is_in_force_at_once(tmp_path: Path, command: tuple[str, ...]) -> None:
     file = tmp_path / "edge.toml"
     text = "[tunnels.test]\ningress = [{{ service = 'http_status:{}' }}]\n"
     file.write_text(text.format(418))
-    with tunnel_of_file(tmp_path, file) as (edge, port, ca):
+    with FileTunnel(tmp_path, file, command) as (edge, port, ca):
         edge.event("configuration", applied=True, version=1)
         file.write_text(text.format(451))
         edge.event("configuration", applied=True, version=2)
@@ -78,14 +91,11 @@ def test_a_changed_file_is_in_force_at_once(tmp_path: Path) -> None:
         connection.close()
 
 
-def tunnel_of_file(state: Path, file: Path) -> FileTunnel:
-    return FileTunnel(state, file)
-
-
 class FileTunnel:
     """A dev edge with --config, and cloudflared."""
 
-    def __init__(self, state: Path, file: Path) -> None:
+    def __init__(self, state: Path, file: Path, command: tuple[str, ...]) -> None:
+        self._command = command
         self._edge = dev_edge(state, "--config", str(file))
         self._state = state
 
@@ -94,7 +104,7 @@ class FileTunnel:
         token_file = self._state / "token"
         token_file.write_text(edge_token(self._state))
         values = {"edge": listening["edge"], "ca": listening["ca"], "token_file": str(token_file)}
-        self._connector = Child(*(part.format(**values) for part in COMMAND))
+        self._connector = Child(*(part.format(**values) for part in self._command))
         self._connector.__enter__()
         return edge, int(listening["public"].rpartition(":")[2]), Path(listening["ca"])
 
@@ -121,40 +131,44 @@ def test_requests(up: Tunnel) -> None:
     connection.close()
 
 
-def test_a_large_body_up(up: Tunnel) -> None:
-    blocks = SIZE // len(CHUNK)
+def test_a_large_body_up(up: Tunnel, protocol: str) -> None:
+    size = SIZES[protocol]
+    blocks = size // len(CHUNK)
     before = up.edge.memory()
     connection = visitor(up)
     body = (CHUNK for _ in range(blocks))
-    connection.request("PUT", "/upload", body=body, headers={"Content-Length": str(SIZE)})
+    connection.request("PUT", "/upload", body=body, headers={"Content-Length": str(size)})
     digest = hashlib.sha256()
     for _ in range(blocks):
         digest.update(CHUNK)
-    assert json.loads(connection.getresponse().read()) == {"size": SIZE, "sha256": digest.hexdigest()}
+    assert json.loads(connection.getresponse().read()) == {"size": size, "sha256": digest.hexdigest()}
     connection.close()
     assert up.edge.memory("VmHWM") - before < 24 * MIB
 
 
-def test_a_large_body_down(up: Tunnel) -> None:
+def test_a_large_body_down(up: Tunnel, protocol: str) -> None:
+    size = SIZES[protocol]
     before = up.edge.memory()
     connection = visitor(up)
-    connection.request("GET", f"/download?size={SIZE}&length=1")
+    connection.request("GET", f"/download?size={size}&length=1")
     response = connection.getresponse()
     got, want = hashlib.sha256(), hashlib.sha256()
     while block := response.read(1 << 18):
         got.update(block)
     connection.close()
-    for _ in range(SIZE // len(CHUNK)):
+    for _ in range(size // len(CHUNK)):
         want.update(CHUNK)
     assert got.hexdigest() == want.hexdigest()
     assert up.edge.memory("VmHWM") - before < 24 * MIB
 
 
-def test_500_websockets(up: Tunnel) -> None:
+def test_hundreds_of_websockets(up: Tunnel, protocol: str) -> None:
+    number = WEBSOCKETS[protocol]
+
     async def main() -> None:
         context = ssl.create_default_context(cafile=str(up.ca))
         gate = asyncio.Semaphore(50)
-        all_open = asyncio.Barrier(500)
+        all_open = asyncio.Barrier(number)
 
         async def one(n: int) -> None:
             async with gate:
@@ -173,7 +187,7 @@ def test_500_websockets(up: Tunnel) -> None:
                 await connection.close()
 
         async with asyncio.TaskGroup() as group:
-            for n in range(500):
+            for n in range(number):
                 group.create_task(one(n))
 
     run(main(), limit=100)
@@ -187,8 +201,8 @@ def test_an_abandoned_request_is_cancelled(up: Tunnel) -> None:
     assert up.edge.event("stream_closed", ray=request["ray"])["bytes_down"] == 0
 
 
-def test_a_dead_origin_is_a_page(tmp_path: Path) -> None:
-    with raw_origin(b"") as port, tunnel(tmp_path, f"http://127.0.0.1:{port}", command=COMMAND) as up:
+def test_a_dead_origin_is_a_page(tmp_path: Path, command: tuple[str, ...]) -> None:
+    with raw_origin(b"") as port, tunnel(tmp_path, f"http://127.0.0.1:{port}", command=command) as up:
         connection = visitor(up)
         connection.request("GET", "/")
         response = connection.getresponse()
@@ -197,9 +211,9 @@ def test_a_dead_origin_is_a_page(tmp_path: Path) -> None:
         connection.close()
 
 
-def test_a_truncated_response_is_seen_as_such(tmp_path: Path) -> None:
+def test_a_truncated_response_is_seen_as_such(tmp_path: Path, command: tuple[str, ...]) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(50_000)  # more than cloudflared holds back
-    with raw_origin(answer) as port, tunnel(tmp_path, f"http://127.0.0.1:{port}", command=COMMAND) as up:
+    with raw_origin(answer) as port, tunnel(tmp_path, f"http://127.0.0.1:{port}", command=command) as up:
         connection = visitor(up)
         connection.request("GET", "/")
         response = connection.getresponse()
@@ -212,10 +226,10 @@ def test_a_truncated_response_is_seen_as_such(tmp_path: Path) -> None:
 
 @pytest.mark.broker
 @pytest.mark.skipif(MOSQUITTO is None, reason="NO MOSQUITTO BINARY HERE: MQTT is not tested")
-def test_mqtt(tmp_path: Path) -> None:
+def test_mqtt(tmp_path: Path, command: tuple[str, ...]) -> None:
     state = tmp_path / "state"
     state.mkdir()
-    with mosquitto(tmp_path) as port, tunnel(state, f"http://127.0.0.1:{port}", command=COMMAND) as up:
+    with mosquitto(tmp_path) as port, tunnel(state, f"http://127.0.0.1:{port}", command=command) as up:
         subscribed, done = threading.Event(), threading.Event()
         got: list[bytes] = []
         payloads = [b"small", b"x" * 50_000, *(b"%d" % i for i in range(100))]
@@ -248,8 +262,8 @@ def test_mqtt(tmp_path: Path) -> None:
             client.loop_stop()
 
 
-def test_sigterm_drains(tmp_path: Path) -> None:
-    with http_origin() as port, tunnel(tmp_path, f"http://127.0.0.1:{port}", command=COMMAND) as up:
+def test_sigterm_drains(tmp_path: Path, command: tuple[str, ...]) -> None:
+    with http_origin() as port, tunnel(tmp_path, f"http://127.0.0.1:{port}", command=command) as up:
         connection = visitor(up)
         connection.putrequest("PUT", "/upload")
         connection.putheader("Content-Length", "10")
@@ -266,15 +280,15 @@ def test_sigterm_drains(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["registration=EDUPCONN*1", "registration=unauthorized*1"])
-def test_refusals_are_survived(tmp_path: Path, fault: str) -> None:
-    with tunnel(tmp_path, "http_status:200", command=COMMAND, edge_args=("--fault", fault)) as up:
+def test_refusals_are_survived(tmp_path: Path, command: tuple[str, ...], fault: str) -> None:
+    with tunnel(tmp_path, "http_status:200", command=command, edge_args=("--fault", fault)) as up:
         assert [event["event"] for event in up.edge.events if event["event"].startswith("regist")] == [
             "register_refused",
             "registered",
         ]
 
 
-def test_goaway_is_survived(tmp_path: Path) -> None:
-    with tunnel(tmp_path, "http_status:200", command=COMMAND, edge_args=("--fault", "goaway-after:0.5")) as up:
+def test_goaway_is_survived(tmp_path: Path, command: tuple[str, ...]) -> None:
+    with tunnel(tmp_path, "http_status:200", command=command, edge_args=("--fault", "goaway-after:0.5")) as up:
         up.edge.event("disconnected")
         up.edge.event("registered", limit=40)
