@@ -21,7 +21,7 @@ ENGINES = ("qh3", "aioquic")
 
 both = pytest.mark.parametrize("engine", ENGINES)
 everywhere = pytest.mark.parametrize(
-    ("engine", "loop"), [(engine, loop) for engine in ENGINES for loop in LOOPS], ids=lambda value: str(value)
+    ("engine", "loop"), [(engine, loop) for engine in ENGINES for loop in LOOPS], ids=str
 )
 
 
@@ -68,11 +68,13 @@ class Slow(Echo):
         super().__init__(request, port)
         self.held = 0
         self.total = 0
+        self.most_held = 0
         self.greedy = False
 
     def on_data(self, data: Buffer) -> None:
         self.total += len(data)
         self.held += len(data)
+        self.most_held = max(self.most_held, self.held)
         if self.greedy:
             self.take(self.held)
 

@@ -207,10 +207,6 @@ def test_a_slow_origin_bounds_what_is_held(tmp_path: Path, engine: str) -> None:
             stream.send(bytes(size), end=True)
             sink = accept.sinks[0]
             await until(lambda: sink.held >= 300_000)
-            # Nothing is consumed: everything that windows and marks allow arrives, and no more.
-            for _ in range(60):
-                await asyncio.sleep(0.005)
-            assert sink.held <= 500_000 + 400_000
             assert stream.waiting >= size - sink.held - 1_000_000
             assert not sink.ended.is_set()
             taken = 0
@@ -218,8 +214,9 @@ def test_a_slow_origin_bounds_what_is_held(tmp_path: Path, engine: str) -> None:
                 step = sink.held
                 sink.take(step)
                 taken += step
-                await asyncio.sleep(0.001)
-                assert sink.held <= 900_000
+                await until(lambda: sink.held)
+            # Everything that windows and marks allow arrived at times, and no more.
+            assert sink.most_held <= 900_000
             sink.greedy = True
             sink.take(sink.held)
             assert await stream.body() == b""
@@ -460,7 +457,7 @@ def test_silence_ends_the_link_and_pings_keep_it(tmp_path: Path, engine: str) ->
     async def main() -> None:
         # Nobody but us sends anything, so only our pings can keep it for twice the idle time.
         async with linked(tmp_path, engine, idle_timeout=1.5, edge_options={"idle_timeout": 1.5}) as (link, edge, _):
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TimeoutError):  # what must not happen takes its time
                 await asyncio.wait_for(link.wait_closed(), 3.2)
             edge.edge.freeze()
             with pytest.raises(EdgeLostError, match="no sign of life"):

@@ -83,9 +83,8 @@ def test_dispatcher_over_quic(tmp_path: Path, engine: str, loop: str) -> None:
                 assert (await post.response())[0] == ""
                 assert f'"size": {len(data)}'.encode() in await post.body()
 
-            early = connection.request(
-                "/early", [("HttpMethod", "POST"), ("HttpHeader:Content-Length", "9000000"), *host]
-            )
+            long = ("HttpHeader:Content-Length", "9000000")
+            early = connection.request("/early", [("HttpMethod", "POST"), long, *host])
             early.send(bytes(50_000))
             assert (await early.response())[1][0] == ("HttpStatus", "413")
             assert await early.body() == b"too large"
