@@ -65,6 +65,7 @@ _NOT_IN_TRAILERS = frozenset(
     b"transfer-encoding upgrade www-authenticate".split()
 )
 _NO_BODY_STATUS = (204, 304)
+_EMPTY_ANSWER = ((b"content-length", b"0"),)  # an error of ours has no body, and the original says so
 
 
 class _NoSink:
@@ -165,6 +166,8 @@ class H2Stream:
             if source == ResponseSource.ORIGIN:
                 head += response_headers_field(encode_serialised_headers(headers))
             head += _META_FIELDS[source]
+            if source != ResponseSource.ORIGIN and status >= 400 and not headers:
+                headers = _EMPTY_ANSWER
         head += content_length_field(headers)
         bodiless = self.head_only or (status in _NO_BODY_STATUS and self.kind <= RequestKind.WEBSOCKET)
         self._send_headers(head, bodiless)

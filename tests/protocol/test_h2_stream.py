@@ -354,6 +354,7 @@ def test_errors_of_the_connector() -> None:
     assert response_of(502, [], ResponseSource.FLOW_LIMITED) == [
         (b":status", b"502"),
         (META, b'{"src":"cloudflared","flow_rate_limited":true}'),
+        (b"content-length", b"0"),
     ]
 
 
@@ -368,6 +369,7 @@ def test_control_and_configuration_responses_are_plain(upgrade: bytes) -> None:
     assert response_of(502, [], ResponseSource.CONNECTOR, fields=fields) == [
         (b":status", b"502"),
         (META, b'{"src":"cloudflared"}'),
+        (b"content-length", b"0"),
     ]
 
 

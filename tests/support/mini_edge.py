@@ -36,6 +36,7 @@ class EdgeStream:
         self.stream_id = stream_id
         self.status = 0
         self.headers: Headers = []
+        self.trailers: Headers = []
         self.data = bytearray()
         self.ended = asyncio.Event()
         self.reset: int | None = None
@@ -117,6 +118,8 @@ class MiniEdgeConnection(asyncio.Protocol):
         if isinstance(event, h2.events.ResponseReceived):
             stream.headers = [(bytes(k), bytes(v)) for k, v in event.headers]
             stream.status = int(dict(stream.headers)[b":status"])
+        elif isinstance(event, h2.events.TrailersReceived):
+            stream.trailers = [(bytes(k), bytes(v)) for k, v in event.headers]
         elif isinstance(event, h2.events.DataReceived):
             stream.data += event.data
             self.h2.acknowledge_received_data(event.flow_controlled_length, stream.stream_id)
@@ -130,10 +133,18 @@ class MiniEdgeConnection(asyncio.Protocol):
                 stream.on_end()
         stream.changed()
 
-    def open(self, headers: Headers, *, path: bytes = b"/", end: bool = False) -> EdgeStream:
+    def open(
+        self,
+        headers: Headers,
+        *,
+        method: bytes = b"GET",
+        host: bytes = b"app.example.com",
+        path: bytes = b"/",
+        end: bool = False,
+    ) -> EdgeStream:
         stream_id = self.h2.get_next_available_stream_id()
         stream = self.streams[stream_id] = EdgeStream(self, stream_id)
-        fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"app.example.com"), (b":path", path)]
+        fields = [(b":method", method), (b":scheme", b"https"), (b":authority", host), (b":path", path)]
         self.h2.send_headers(stream_id, fields + headers, end_stream=end)
         self.flush()
         return stream
