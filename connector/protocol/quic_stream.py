@@ -343,8 +343,11 @@ class QuicStream:
         size = len(data)
         unsent = self.unsent + size
         self.unsent = unsent
+        streams.unsent += size
         if not streams.touched:
             streams.touch()
+        if streams.unsent > streams.unsent_limit:
+            streams.measure_all()
         if unsent > streams.high_water and not self.paused:
             streams.measure(self)
 

@@ -21,6 +21,11 @@ from connector.protocol.quic_limits import DEFAULT_LIMITS, QuicLimits
 from connector.protocol.quic_stream import NO_SINK, QuicStream
 
 
+MEASURE_STEP = 1_048_576
+CROWDED_FLUSHES = 16
+"""While too much waits: bytes written, and flushes done, until it is measured again."""
+
+
 class QuicSender(Protocol):
     """What streams need of the engine. No call raises."""
 
@@ -72,6 +77,8 @@ class QuicStreams:
         self.preambles = 0
         self.high_water = limits.stream_high_water
         self.receive_paused = False
+        self.unsent = 0  # at least what waits for transmission on all streams
+        self.unsent_limit = limits.queue_high_water  # measure when `unsent` exceeds it: that takes time per open stream
         self.touched = False
         self.ended = False
         self.progress = 0  # bytes consumed since the link began, for the stall watch
@@ -83,6 +90,7 @@ class QuicStreams:
         self._skipped: set[int] = set()  # opened by a higher ID, but not seen yet
         self._paused: deque[QuicStream] = deque()
         self._resume_receiving: Callable[[], None] | None = None
+        self._crowded_flushes = 0
 
     def __len__(self) -> int:
         return len(self.streams)
@@ -155,7 +163,10 @@ class QuicStreams:
         paused = self._paused
         if not paused:
             return
-        self._set_high_water()
+        if self.high_water != self.limits.stream_high_water:
+            self._crowded_flushes += 1
+            if self._crowded_flushes % CROWDED_FLUSHES == 0:
+                self.measure_all()
         low = min(self.limits.stream_low_water, self.high_water)
         for _ in range(min(len(paused), self.limits.resume_scan)):
             stream = paused.popleft()
@@ -175,7 +186,6 @@ class QuicStreams:
     def measure(self, stream: QuicStream) -> None:
         """Find out how much of `stream` really waits; pause its sink if that is too much."""
         stream.unsent = self.sender.queued(stream.stream_id)
-        self._set_high_water()
         if stream.unsent > self.high_water:
             stream.paused = True
             self._paused.append(stream)
@@ -184,9 +194,12 @@ class QuicStreams:
             except Exception as error:
                 self.sink_failed(stream, error)
 
-    def _set_high_water(self) -> None:
+    def measure_all(self) -> None:
+        """Find out how much waits on all streams, and so how much one may have."""
         limits = self.limits
-        crowded = self.sender.queued_total() > limits.queue_high_water
+        self.unsent = self.sender.queued_total()
+        self.unsent_limit = max(limits.queue_high_water, self.unsent + MEASURE_STEP)
+        crowded = self.unsent > limits.queue_high_water
         self.high_water = limits.crowded_high_water if crowded else limits.stream_high_water
 
     def consumed(self, stream_id: int, n: int) -> None:

@@ -650,3 +650,20 @@ def test_one_wake_per_flush() -> None:
     rig.streams.flushed()
     rig.port.write(b"x")
     assert rig.wakes == 2
+
+
+def test_measuring_everything_is_rare() -> None:
+    """It takes time per open stream, so neither small messages nor one slow eyeball may cause it."""
+    rig = Rig()
+    totals: list[int] = []
+    rig.wire.queued_total = lambda: totals.append(1) or 0  # type: ignore[assignment, method-assign, func-returns-value]
+    rig.open(kind=1)
+    rig.port.respond(101, ())
+    while not rig.sink.calls:
+        rig.port.write(b"x" * 10_000)
+    for _ in range(100):
+        rig.streams.flushed()
+    for _ in range(100):
+        rig.port.write(b"x" * 128)
+    assert rig.sink.calls == ["pause"]
+    assert not totals
