@@ -20,7 +20,6 @@ from connector.protocol.ports import Acceptor, Buffer, ResetCode, StreamPort, St
 from connector.protocol.quic_limits import DEFAULT_LIMITS, QuicLimits
 from connector.protocol.quic_stream import NO_SINK, QuicStream
 
-
 MEASURE_STEP = 1_048_576
 CROWDED_FLUSHES = 16
 """While too much waits: bytes written, and flushes done, until it is measured again."""

@@ -301,11 +301,14 @@ class QuicLink:
         return True
 
     def open_rpc_stream(self) -> SocketBridge:
-        """Open an RPC stream towards the edge; close the bridge when done. Errors: EdgeLostError."""
+        """Open an RPC stream towards the edge. Errors: EdgeLostError.
+
+        Call `release` on the bridge when its socket is read, and `close` when done.
+        """
         if self._ended:
             raise EdgeLostError(f"the connection with the edge {self._peer} is closed")
         stream = self._streams.open_raw(self._engine.open_stream())
-        bridge = SocketBridge(stream, loop=self._loop)
+        bridge = SocketBridge(stream, loop=self._loop, held=True)
         stream.sink = bridge
         stream.write(RPC_SIGNATURE)
         return bridge
@@ -321,7 +324,7 @@ class QuicLink:
         """Open the control stream: it must be the first stream of this side."""
         self._established = True
         stream = self._streams.open_raw(self._engine.open_stream())
-        self._bridge = SocketBridge(stream, loop=self._loop)
+        self._bridge = SocketBridge(stream, loop=self._loop, held=True)
         stream.sink = self._bridge
         if not self._handshake.done():
             self._handshake.set_result(None)

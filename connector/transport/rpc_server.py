@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import capnp
 
 from connector.errors import ConnectorError
-from connector.protocol.ports import Buffer, StreamPort, StreamSink
+from connector.protocol.ports import StreamPort, StreamSink
 from connector.transport.bridge import SocketBridge
 from connector.transport.rpc import ABORT_SHUTDOWN, load_schema
 from connector.wire.capnp import NESTING, TRAVERSAL_WORDS
@@ -107,55 +107,6 @@ def _server_class() -> Any:
     return CloudflaredServer
 
 
-class _Gate:
-    """The sink of an RPC stream: keeps what arrives, uncredited, until pycapnp has asked for its first read.
-
-    pycapnp pauses its transport from inside `get_buffer` when bytes come before that, which crashes libuv (uvloop).
-    """
-
-    __slots__ = ("_early", "_ended", "_open", "bridge")
-
-    def __init__(self, bridge: SocketBridge) -> None:
-        self.bridge = bridge
-        self._early = bytearray()
-        self._ended = False
-        self._open = False
-
-    def open(self) -> None:
-        """Let everything through from now on."""
-        self._open = True
-        early, self._early = self._early, bytearray()
-        if early:
-            self.bridge.on_data(early)
-        if self._ended:
-            self.bridge.on_eof()
-
-    def on_data(self, data: Buffer) -> None:
-        """Pass on, or keep."""
-        if self._open:
-            self.bridge.on_data(data)
-        else:
-            self._early += data
-
-    def on_eof(self) -> None:
-        """Pass on, or keep."""
-        self._ended = True
-        if self._open:
-            self.bridge.on_eof()
-
-    def on_reset(self, error: BaseException | None) -> None:
-        """Pass on."""
-        self.bridge.on_reset(error)
-
-    def pause_writing(self) -> None:
-        """Pass on."""
-        self.bridge.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Pass on."""
-        self.bridge.resume_writing()
-
-
 class RpcServer:
     """Serves the RPC streams of one link. `close` ends them all."""
 
@@ -169,11 +120,11 @@ class RpcServer:
         """Serve one stream; None when there are too many."""
         if len(self._tasks) >= MAX_RPC_STREAMS:
             return None
-        gate = _Gate(SocketBridge(port, loop=self._loop))
-        task = self._loop.create_task(self._serve(gate))
+        bridge = SocketBridge(port, loop=self._loop, held=True)
+        task = self._loop.create_task(self._serve(bridge))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return gate
+        return bridge
 
     def close(self) -> None:
         """End what is running."""
@@ -185,8 +136,7 @@ class RpcServer:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _serve(self, gate: _Gate) -> None:
-        bridge = gate.bridge
+    async def _serve(self, bridge: SocketBridge) -> None:
         server = stream = None
         try:
             async with asyncio.timeout(self._limit):
@@ -200,7 +150,7 @@ class RpcServer:
                 )
                 for _ in range(KJ_TURNS):
                     await asyncio.sleep(0)
-                gate.open()
+                bridge.release()
                 await server.on_disconnect()
         except Exception:  # noqa: S110  (time limit, or RPC that pycapnp does not read: the stream ends, nothing else)
             pass

@@ -69,8 +69,30 @@ def test_decoder_raises_wire_errors_only() -> None:
 
 def test_requests_raise_request_errors_only() -> None:
     rng = random.Random(42)
-    alphabet = [b"HttpHeader:", b"HttpMethod", b"HttpHost", b"Content-Length", b"chunked", b"http://", b"/", b"\n", b"\0"]
-    alphabet += [b":", b"7", b"-1", b"Transfer-Encoding", b" ", b"\xff", b"@", b"?", b"#", b"a", b"99999999999999999999"]
+    alphabet = [
+        b"HttpHeader:",
+        b"HttpMethod",
+        b"HttpHost",
+        b"Content-Length",
+        b"chunked",
+        b"http://",
+        b"/",
+        b"\n",
+        b"\0",
+    ]
+    alphabet += [
+        b":",
+        b"7",
+        b"-1",
+        b"Transfer-Encoding",
+        b" ",
+        b"\xff",
+        b"@",
+        b"?",
+        b"#",
+        b"a",
+        b"99999999999999999999",
+    ]
 
     def text() -> bytes:
         return b"".join(rng.choice(alphabet) for _ in range(rng.randrange(5)))
@@ -84,7 +106,12 @@ def test_requests_raise_request_errors_only() -> None:
         except (WireError, RequestError):
             continue
         good += 1
-        for value in (request.method, request.target, request.host, *(part for pair in request.headers for part in pair)):
+        for value in (
+            request.method,
+            request.target,
+            request.host,
+            *(part for pair in request.headers for part in pair),
+        ):
             assert not {0, 10, 13} & set(value)
         assert b" " not in request.target
         assert request.content_length >= -1
