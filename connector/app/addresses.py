@@ -1,90 +1,162 @@
-"""Which edge address each connection uses.
+"""Where the edge is, and which address each connection uses.
 
-Owns: resolving the configured names, and the assignment conn_index -> address. In: `host:port` texts. Out: addresses.
-Never: connects. (Full discovery - SRV records, regions, address families - replaces `resolve_edges`.)
+Owns: the look-ups of one run, and the one mutable copy of `protocol/edge_addresses.py`'s values. In: RunConfig.
+Out: AddressBook. Never: connects, decides which address is best (the values do).
 """
 
 from __future__ import annotations
 
-import asyncio
+import random
 import socket
-from collections.abc import Sequence
-from typing import NamedTuple
+import time
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 
-from connector.app.config import split_address
+from connector.app.config import RunConfig, split_address
 from connector.app.logs import Logger
 from connector.errors import ConfigError
+from connector.protocol.edge_addresses import (
+    EdgeAddress,
+    Freshness,
+    IpVersion,
+    RegionAddresses,
+    ip_version,
+    learn,
+    split_static,
+)
 
-LOOKUP_SECONDS = 15.0
-"""Limit of one name lookup; cloudflared gives its fall-back resolver as much."""
-
-
-class EdgeAddress(NamedTuple):
-    """Where to dial: a numeric host and a port."""
-
-    host: str
-    port: int
-
-
-async def resolve_edges(edges: Sequence[str], *, one_each: bool, ip_version: str, log: Logger) -> list[EdgeAddress]:
-    """Resolve every `host:port`; names that do not resolve are logged and skipped; ConfigError when nothing is left.
-
-    `one_each` takes one address per name (`--edge`, IPv4 preferred); else all, taking turns between the names.
-    """
-    family = {"4": socket.AF_INET, "6": socket.AF_INET6}.get(ip_version, socket.AF_UNSPEC)
-    loop = asyncio.get_running_loop()
-    found: list[list[EdgeAddress]] = []
-    for text in edges:
-        host, port = split_address(text, "--edge")
-        try:
-            async with asyncio.timeout(LOOKUP_SECONDS):
-                answers = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError, TimeoutError) as error:
-            log.error("Cannot resolve the edge address", error=str(error) or "no answer in time", edge=text)
-            continue
-        answers.sort(key=lambda answer: one_each and answer[0] != socket.AF_INET)
-        addresses = list(dict.fromkeys(EdgeAddress(str(answer[4][0]), int(answer[4][1])) for answer in answers))
-        found.append(addresses[:1] if one_each else addresses)
-    turns = max((len(addresses) for addresses in found), default=0)
-    mixed = [addresses[turn] for turn in range(turns) for addresses in found if turn < len(addresses)]
-    if not mixed:
-        raise ConfigError(
-            "failed to resolve any edge address",
-            advice="Check the DNS resolver of this machine, or name an edge with --edge HOST:PORT.",
-        )
-    return list(dict.fromkeys(mixed))
+Refresh = Callable[[], Awaitable[RegionAddresses | None]]
 
 
 class AddressBook:
-    """Hands out addresses: each conn_index keeps its own; a rotation moves it to one that nobody uses, if there is."""
+    """Hands out addresses: each conn_index keeps its own; a rotation moves it to one that nobody uses, if there is.
 
-    __slots__ = ("_addresses", "_used")
+    `refresh` asks the DNS again; None where the addresses are given for good.
+    """
 
-    def __init__(self, addresses: Sequence[EdgeAddress]) -> None:
-        self._addresses = list(addresses)
-        self._used: dict[int, EdgeAddress] = {}
+    __slots__ = ("_addresses", "_clock", "_draw", "_freshness", "_refresh")
 
-    def __len__(self) -> int:
-        return len(self._addresses)
+    def __init__(
+        self,
+        regions: RegionAddresses,
+        version: IpVersion = IpVersion.AUTO,
+        *,
+        refresh: Refresh | None = None,
+        draw: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._addresses = learn(regions, version)
+        self._refresh = refresh
+        self._draw = draw
+        self._clock = clock
+        self._freshness = Freshness(clock())
 
-    def get(self, conn_index: int) -> EdgeAddress:
-        """Give the address that `conn_index` has, or the first free one."""
-        address = self._used.get(conn_index)
-        if address is None:
-            taken = set(self._used.values())
-            free = [candidate for candidate in self._addresses if candidate not in taken]
-            address = free[0] if free else self._addresses[conn_index % len(self._addresses)]
-            self._used[conn_index] = address
+    @property
+    def capacity(self) -> int:
+        """How many more connections can have an address of their own now."""
+        return self._addresses.capacity
+
+    def get(self, conn_index: int) -> EdgeAddress | None:
+        """Give the address that `conn_index` has, or a free one; None when all are in use."""
+        self._addresses, address = self._addresses.get(conn_index, random=self._draw())
         return address
 
-    def rotate(self, conn_index: int) -> EdgeAddress:
-        """Move `conn_index` to the next free address after its own; without a free one it stays."""
-        old = self.get(conn_index)
-        start = self._addresses.index(old)
-        taken = set(self._used.values())
-        for step in range(1, len(self._addresses)):
-            candidate = self._addresses[(start + step) % len(self._addresses)]
-            if candidate not in taken:
-                self._used[conn_index] = candidate
-                return candidate
-        return old
+    def rotate(self, conn_index: int, *, unreachable: bool, leave_region: bool) -> None:
+        """Take another address for `conn_index` if there is a free one. `unreachable`: nobody answered at the old."""
+        self._addresses, _ = self._addresses.rotate(
+            conn_index, unreachable=unreachable, now=self._clock(), random=self._draw(), leave_region=leave_region
+        )
+
+    def failed(self) -> None:
+        """Note a dial that reached nobody."""
+        self._freshness = self._freshness.failed()
+
+    def registered(self) -> None:
+        """Note a registration."""
+        self._freshness = self._freshness.registered()
+
+    def network_changed(self) -> None:
+        """Note a new link or address of this machine."""
+        self._freshness = self._freshness.network_changed()
+
+    def refresh_due(self) -> bool:
+        """Whether to `refresh` now: dials failed again and again."""
+        return self._refresh is not None and self._freshness.due(self._clock())
+
+    async def refresh(self) -> bool:
+        """Ask for the addresses again and take them; False when nobody answered: what is known stays in force."""
+        assert self._refresh is not None
+        self._freshness = self._freshness.tried(self._clock())
+        found = await self._refresh()
+        if found is None:
+            return False
+        self._addresses = self._addresses.relearned(found)
+        return True
+
+
+async def find_edge(config: RunConfig, log: Logger) -> AddressBook:
+    """Look the edge up as the flags say. Errors: ConfigError, DiscoveryError."""
+    if config.bind_address is not None:
+        _check_bindable(config.bind_address)
+    if config.edges:
+        book = AddressBook(await _static(config.edges, log))
+    else:
+        book = await _discover(config, log)
+    if book.capacity == 0:
+        raise ConfigError(
+            "the edge has no address that can be used",
+            advice="--edge-ip-version and --edge-bind-address leave only one IP version; try without them.",
+        )
+    return book
+
+
+async def _static(edges: list[str], log: Logger) -> RegionAddresses:
+    named = [split_address(edge, "--edge") for edge in edges]
+    try:
+        return split_static([EdgeAddress(str(ip_address(host)), port) for host, port in named])
+    except ValueError:
+        pass  # a name is among them
+    from connector.transport.discovery import find_static  # noqa: PLC0415  (loads dnspython)
+
+    return await find_static(
+        named, skipped=lambda edge, error: log.error("Cannot resolve the edge address", edge=edge, error=error)
+    )
+
+
+async def _discover(config: RunConfig, log: Logger) -> AddressBook:
+    from connector.transport import discovery  # noqa: PLC0415  (loads dnspython)
+
+    version, overridden = ip_version(config.ip_version, config.bind_address)
+    if overridden:
+        log.warn(f"--edge-bind-address {config.bind_address} overrides --edge-ip-version: {version.value}")
+    search = discovery.default_discovery(config.region)
+    found = await search.find()
+    addresses = len(found.regions[0]) + len(found.regions[1])
+    if found.failures:
+        log.warn(f"Edge addresses come from: {found.way}", addresses=addresses, failures=list(found.failures))
+    else:
+        log.debug(f"Edge addresses come from: {found.way}", addresses=addresses)
+    if search.save_error:
+        log.debug("Cannot save the edge addresses for the next start", error=search.save_error)
+
+    async def refresh() -> RegionAddresses | None:
+        found = await search.refresh()
+        if found is None:
+            log.warn("Looking the edge up again gave no answer; the known addresses stay in use")
+            return None
+        log.info("The edge was looked up again", way=found.way, addresses=sum(map(len, found.regions)))
+        return found.regions
+
+    return AddressBook(found.regions, version, refresh=refresh)
+
+
+def _check_bindable(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as trial:
+            trial.bind((address, 0))
+    except OSError as error:
+        raise ConfigError(
+            f"--edge-bind-address: cannot bind {address}: {error.strerror or error}",
+            advice="Give an address of this machine.",
+        ) from None

@@ -19,8 +19,6 @@ MAX_GRACE = 180.0
 MAX_HA_CONNECTIONS = 32
 """More connections than any edge hands out addresses for; a guard against a slip of the keyboard."""
 
-DEFAULT_EDGES = ("region1.v2.argotunnel.com:7844", "region2.v2.argotunnel.com:7844")
-
 FEATURES = ("allow_remote_config", "serialized_headers")
 """Feature strings of what this version can do (capnp-rpc section 3.1)."""
 
@@ -35,14 +33,15 @@ class RunConfig:
     """One run, checked. Plain data; built by `run_config`."""
 
     __slots__ = (
-        "bind_address", "cacert", "edges", "edges_given", "features", "grace_period", "ha_connections", "ip_version",
-        "metrics", "pidfile", "protocol", "retries", "rpc_timeout", "settings", "tags", "token", "url",
+        "bind_address", "cacert", "edges", "features", "grace_period", "ha_connections", "ip_version",
+        "metrics", "pidfile", "protocol", "region", "retries", "rpc_timeout", "settings", "tags", "token", "url",
     )  # fmt: skip
 
     def __init__(self, token: Token) -> None:
         self.token = token
-        self.edges: list[str] = list(DEFAULT_EDGES)
-        self.edges_given = False
+        self.edges: list[str] = []
+        """`host:port` of each --edge; empty: the edge is looked up."""
+        self.region = token.endpoint
         self.cacert: str | None = None
         self.protocol = "auto"
         self.ha_connections = 4
@@ -90,11 +89,10 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
     _positive(config.retries, "retries", zero=True)
     config.rpc_timeout = flags.number("rpc-timeout")
     _positive(config.rpc_timeout, "rpc-timeout", zero=False)
-    config.edges_given = flags.is_set("edge") and bool(flags.texts("edge"))
-    if config.edges_given:
-        config.edges = flags.texts("edge")
-        for edge in config.edges:
-            split_address(edge, "--edge")
+    config.edges = flags.texts("edge") if flags.is_set("edge") else []
+    for edge in config.edges:
+        split_address(edge, "--edge")
+    config.region = _region(flags.text("region"), config.token)
     config.cacert = flags.text("cacert") or None
     if config.cacert is not None and not Path(config.cacert).is_file():
         raise ConfigError(f"--cacert: no such file: {config.cacert}", advice="Give a file with PEM certificates.")
@@ -156,6 +154,15 @@ def _protocol(text: str) -> str:
             "--protocol quic: this version speaks http2 only", advice="Use --protocol http2, or auto (the default)."
         )
     raise ConfigError(f"unknown protocol {text}, --protocol cannot be that", advice="Allowed: auto, http2.")
+
+
+def _region(flag: str, token: Token) -> str:
+    if flag and token.endpoint:
+        raise ConfigError(
+            "region provided with a token that has an endpoint",
+            advice=f"Leave --region {flag} out: the token says {token.endpoint}.",
+        )
+    return flag or token.endpoint
 
 
 def _positive(value: float, name: str, *, zero: bool) -> None:

@@ -15,12 +15,13 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from connector.app.addresses import EdgeAddress
 from connector.app.durations import format_duration
 from connector.app.logs import Logger
 from connector.app.orchestrator import local_configuration
 from connector.app.state import TunnelState
-from connector.errors import ConnectorError, EdgeLostError, RegistrationError
+from connector.errors import ConnectorError, EdgeDialError, EdgeLostError, RegistrationError
+from connector.protocol.edge_addresses import EdgeAddress
+from connector.protocol.protocol_choice import ProtocolState, Transport
 from connector.protocol.reconnect import Action, Failure, RetryState, classify
 from connector.transport.h2 import H2Link, dial_h2
 from connector.transport.rpc import ConnectionDetails, ConnectionOptions, RegistrationClient
@@ -36,6 +37,9 @@ REFUSED_SECONDS = 2.0
 
 CLOSE_SECONDS = 1.5
 """How long a link that we close may take to say goodbye in TLS before it is cut."""
+
+LEAVE_REGION_AFTER = 2
+"""Unanswered dials in a row after which the other region is preferred."""
 
 _MESSAGES = {
     Failure.DIAL: "Unable to establish connection with Cloudflare edge",
@@ -67,6 +71,7 @@ class EdgeConnection:
         self.conn_index = conn_index
         self._state = state
         self._retry = RetryState(conn_index)
+        self._proto = ProtocolState(Transport.HTTP2)
         self._stopping = False
         self._scope: asyncio.Timeout | None = None
         self._log = state.log.bind(connIndex=conn_index, event=0)
@@ -92,9 +97,13 @@ class EdgeConnection:
         """Make one attempt and live through its consequence, the wait included."""
         state = self._state
         address = state.book.get(self.conn_index)
-        log = self._log.bind(ip=address.host)
+        log = self._log if address is None else self._log.bind(ip=address.host)
         error: Exception
         try:
+            if address is None:
+                raise EdgeDialError(
+                    "no addresses left", advice="All addresses of the edge are in use or gave no answer."
+                )
             await self._attempt(address, log)
             error = EdgeLostError("connection with edge closed")
         except (_StoppedError, asyncio.CancelledError):
@@ -122,8 +131,13 @@ class EdgeConnection:
             log.info(f"Retrying connection in up to {format_duration(decision.wait_limit)}")
         if decision.action is Action.END_PROCESS:
             raise error
-        if decision.rotate:
-            state.book.rotate(self.conn_index)
+        self._proto, effect = self._proto.failed(decision.failure)
+        if effect.rotate:
+            # Twice in a row nobody answered: the region as a whole may be gone.
+            leave = self._proto.address_failures >= LEAVE_REGION_AFTER
+            state.book.rotate(self.conn_index, unreachable=effect.unreachable, leave_region=leave)
+        if decision.failure is Failure.DIAL:
+            state.dial_failed()
         async with self._until_stopped():
             await asyncio.sleep(decision.wait)
 
@@ -197,6 +211,7 @@ class EdgeConnection:
         # Not ended by `stop`: the edge may have registered us already, and would then not be told that we leave.
         details = await client.register(config.token, self.conn_index, options, config.rpc_timeout)
         self._retry = self._retry.registered()
+        self._proto = self._proto.registered()
         if not self._stopping:
             state.registered(self.conn_index, address)
         log.info(

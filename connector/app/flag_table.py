@@ -87,6 +87,13 @@ _USED = [
         metavar="IP",
         help="Local address for connections to the edge.",
     ),
+    Flag(
+        "region",
+        env=("TUNNEL_REGION",),
+        group="Edge",
+        metavar="NAME",
+        help="Connect to this region of Cloudflare's edge only, such as us. Without it, worldwide.",
+    ),
     Flag("features", "list", alias="F", group="Edge", metavar="NAME", help="Announce this feature too; repeatable."),
     Flag(
         "url",
@@ -176,7 +183,6 @@ _LATER = [
     ),
     Flag("logfile", env=("TUNNEL_LOGFILE",)),
     Flag("log-directory", env=("TUNNEL_LOGDIRECTORY",)),
-    Flag("region", env=("TUNNEL_REGION",)),
     Flag("hostname", env=("TUNNEL_HOSTNAME",)),
     Flag("lb-pool", env=("TUNNEL_LB_POOL",)),
     Flag("max-edge-addr-retries", "int", "8"),

@@ -22,7 +22,7 @@ from typing import Any
 import capnp
 
 from connector import __version__
-from connector.app.addresses import AddressBook, resolve_edges
+from connector.app.addresses import find_edge
 from connector.app.config import RunConfig
 from connector.app.logs import Logger, capture_stdlib
 from connector.app.orchestrator import Orchestrator
@@ -87,14 +87,10 @@ async def _main(config: RunConfig, log: Logger) -> int:
         await stack.enter_async_context(capnp.kj_loop())
         stack.push_async_callback(dispatcher.close)
         tls = edge_context(config.cacert)
-        addresses = await resolve_edges(
-            config.edges, one_each=config.edges_given, ip_version=config.ip_version, log=log
-        )
-        if not config.edges_given:
-            log.info("Edge addresses come from the default names", addresses=len(addresses))
-        book = AddressBook(addresses)
-        if len(book) < config.ha_connections:
-            log.info(f"You requested {config.ha_connections} HA connections but I can give you at most {len(book)}.")
+        book = await find_edge(config, log)
+        wanted = min(config.ha_connections, book.capacity)
+        if wanted < config.ha_connections:
+            log.info(f"You requested {config.ha_connections} HA connections but I can give you at most {wanted}.")
         state = TunnelState(
             config=config,
             connector_id=connector_id,
@@ -110,7 +106,7 @@ async def _main(config: RunConfig, log: Logger) -> int:
 
             health = await stack.enter_async_context(HealthServer(config.metrics, connector_id, state.snapshot))
             log.info(f"Starting metrics server on {health.address}/metrics")
-        supervisor = Supervisor(state, min(config.ha_connections, len(book)))
+        supervisor = Supervisor(state, wanted)
         state.on_first_registration = lambda: _announce(config, log)
         signals = _Signals(loop, log, supervisor.stop)
         signals.install()

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
-from connector.app.addresses import AddressBook, EdgeAddress
+from connector.app.addresses import AddressBook
 from connector.app.config import RunConfig
 from connector.app.logs import Logger
+from connector.protocol.edge_addresses import EdgeAddress
 from connector.protocol.ports import Acceptor
 from connector.protocol.reconnect import RetryPolicy
 
@@ -36,7 +37,7 @@ class TunnelState:
 
     __slots__ = (
         "accept", "active_streams", "book", "config", "connected", "connection_tasks", "connector_id", "log",
-        "on_first_registration", "on_registered", "orchestrator", "policy", "registrations", "stop_deadline", "tls",
+        "on_change", "on_first_registration", "orchestrator", "policy", "registrations", "stop_deadline", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -65,7 +66,8 @@ class TunnelState:
         self.registrations = 0
         self.stop_deadline: float | None = None
         """Loop time at which the grace period ends; None until a shutdown was asked for."""
-        self.on_registered: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after a registration, and after a failure that may ask for another look-up of the edge."""
         self.on_first_registration: Callable[[], None] = lambda: None
 
     @property
@@ -77,9 +79,15 @@ class TunnelState:
         """Note that `conn_index` is connected."""
         self.connected[conn_index] = address
         self.registrations += 1
+        self.book.registered()
         if self.registrations == 1:
             self.on_first_registration()
-        self.on_registered()
+        self.on_change()
+
+    def dial_failed(self) -> None:
+        """Note that nobody answered at an address."""
+        self.book.failed()
+        self.on_change()
 
     def disconnected(self, conn_index: int) -> None:
         """Note that `conn_index` is not connected, or about to leave."""

@@ -10,6 +10,7 @@ loop then looks at the facts and does what is due.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from connector.app.connection import EdgeConnection
 from connector.app.state import TunnelState
@@ -32,7 +33,8 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
         self._next_start = 0.0
-        state.on_registered = self._changed.set
+        self._refresh: asyncio.Task[bool] | None = None
+        state.on_change = self._changed.set
 
     def stop(self) -> None:
         """End gracefully: every connection unregisters and drains, at most for the grace period. Idempotent."""
@@ -60,15 +62,19 @@ class Supervisor:
                         self._next_start = loop.time() + START_INTERVAL
                         self._start()
                     due = self._next_start
+                if self._refresh is None and state.book.refresh_due() and not state.stopping:
+                    self._refresh = asyncio.create_task(state.book.refresh(), name="look the edge up again")
+                    self._refresh.add_done_callback(self._refreshed)
                 try:
                     async with asyncio.timeout_at(due):
                         await self._changed.wait()
                 except TimeoutError:
                     pass
         finally:
-            for task in self._tasks:
+            rest: set[asyncio.Task[Any]] = {*self._tasks} if self._refresh is None else {*self._tasks, self._refresh}
+            for task in rest:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*rest, return_exceptions=True)
         if self._error is not None:
             raise self._error
 
@@ -79,6 +85,11 @@ class Supervisor:
         self._tasks.add(task)
         self._state.connection_tasks = len(self._tasks)
         task.add_done_callback(self._ended)
+
+    def _refreshed(self, task: asyncio.Task[bool]) -> None:
+        self._refresh = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._state.log.bug("Looking the edge up again failed", error)  # the known addresses stay in use
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

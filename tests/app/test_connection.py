@@ -12,13 +12,14 @@ from typing import Any
 import capnp
 import pytest
 
-from connector.app.addresses import AddressBook, EdgeAddress
+from connector.app.addresses import AddressBook
 from connector.app.config import RunConfig
 from connector.app.connection import EdgeConnection
 from connector.app.logs import Logger, LogOutput
 from connector.app.orchestrator import Orchestrator
 from connector.app.state import TunnelState
 from connector.app.supervisor import Supervisor
+from connector.protocol.edge_addresses import EdgeAddress
 from connector.proxy.dispatch import Dispatcher
 from connector.transport.tls import edge_context
 from connector.wire.token import Token
@@ -41,7 +42,7 @@ class Setup:
             connector_id=identity,
             log=self.log,
             tls=edge_context(edge.cacert),
-            book=AddressBook([EdgeAddress("127.0.0.1", edge.port)]),
+            book=AddressBook(((EdgeAddress("127.0.0.1", edge.port),), ())),
             accept=self.dispatcher.accept,
             active_streams=lambda: self.dispatcher.active,
             orchestrator=Orchestrator(self.dispatcher, self.log),

@@ -96,7 +96,9 @@ def test_a_duplicate_goes_to_the_other_address(tmp_path: Path) -> None:
         dev_edge(tmp_path, *INGRESS, "--fault", "registration=EDUPCONN") as (full, listening),
         dev_edge(tmp_path, *INGRESS) as (other, other_listening),
     ):
-        edges = ("--edge", listening["edge"], "--edge", other_listening["edge"], "--ha-connections", "1")
+        # The region with more addresses is tried first; naming the full edge twice makes it that.
+        full_edge = ("--edge", listening["edge"])
+        edges = (*full_edge, "--edge", other_listening["edge"], *full_edge, "--ha-connections", "1")
         command = ("run", *edges, "--cacert", listening["ca"], "--output", "json")
         with connector(*command, env={"TUNNEL_TOKEN": edge_token(tmp_path)}) as child:
             full.event("register_refused")
