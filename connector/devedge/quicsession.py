@@ -1,4 +1,4 @@
-"""QUIC in the server role, by the general-purpose `aioquic` library.
+"""QUIC in either role (the client's for tests), by the general-purpose `aioquic` library.
 
 Owns: everything that knows aioquic, its private attributes included: one `QuicConnection` per connector, the credit of
 every stream, the marks of every send queue.
@@ -84,7 +84,8 @@ class _Connection(QuicConnection):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
-        ServerContext.adopt(self.tls)
+        if not self._is_client:
+            ServerContext.adopt(self.tls)
 
     def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
         wanted = stream.max_stream_data_local
@@ -195,17 +196,18 @@ class QuicStream:
 class QuicSession:
     """One connection. Subclasses fill in `on_connected`, `on_peer_stream`, `on_datagram`, `on_lost`."""
 
-    def __init__(self, owner: Owner, configuration: QuicConfiguration, first_id: bytes) -> None:
+    def __init__(self, owner: Owner, configuration: QuicConfiguration, first_id: bytes | None) -> None:
         self.loop = asyncio.get_running_loop()
         self.quic = _Connection(configuration=configuration, original_destination_connection_id=first_id)
+        self._peer_kind = 1 if configuration.is_client else 0  # bidirectional streams that the peer opens, modulo 4
         self.streams: dict[int, QuicStream] = {}
         self.paused: set[QuicStream] = set()
         self.connected = False
         self._owner = owner
-        self._ids = {first_id, self.quic.host_cid}
+        self._ids = {self.quic.host_cid} | ({first_id} if first_id else set())
         for connection_id in self._ids:
             owner.add_id(connection_id, self)
-        self._seen: set[int] = set()  # streams of the connector
+        self._seen: set[int] = set()  # streams of the peer
         self._waiting: deque[QuicStream] = deque()
         self._over = False
         self._flush_due = False
@@ -353,7 +355,7 @@ class QuicSession:
 
     def _stream(self, stream_id: int) -> QuicStream | None:
         stream = self.streams.get(stream_id)
-        if stream is None and stream_id % 4 == 0 and stream_id not in self._seen:
+        if stream is None and stream_id % 4 == self._peer_kind and stream_id not in self._seen:
             self._seen.add(stream_id)
             stream = self.streams[stream_id] = QuicStream(self, stream_id, None)
             self.on_peer_stream(stream)
