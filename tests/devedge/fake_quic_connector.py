@@ -123,6 +123,16 @@ class _Call(RpcBridge):
                 if error is not None:
                     result.err = str(error)
 
+            async def registerUdpSession(self, sessionId: Any, dstPort: int, _context: Any, **_: Any) -> None:
+                owner.sessions.append((bytes(sessionId), int(dstPort)))
+                if dstPort == 1:
+                    _context.results.init("result").err = "too many active flows"
+
+            async def unregisterUdpSession(self, sessionId: Any, message: Any, _context: Any, **_: Any) -> None:
+                if not str(message):
+                    raise RuntimeError("no message")
+                owner.sessions.append((bytes(sessionId), 0))
+
         self.server = capnp.TwoPartyServer(await self.open(), bootstrap=Server())
         await self.serve()
 
@@ -160,6 +170,7 @@ class FakeQuicConnector(QuicSession, FakeConnector):
         self.ready = asyncio.Event()
         self.datagrams: list[bytes] = []
         self.calls: list[_Call] = []
+        self.sessions: list[tuple[bytes, int]] = []
         self.control: RpcBridge | None = None
         self.error: BaseException | None = None
         self.loop.add_reader(self.socket, self._read)
@@ -219,6 +230,21 @@ class FakeQuicConnector(QuicSession, FakeConnector):
         pass
 
     # FakeConnector.
+
+    async def end_session(self, session: bytes, message: str) -> None:
+        """Tell the edge over a stream of its own that a UDP session is over."""
+        bridge = RpcBridge()
+        stream = self.open_stream(bridge)
+        bridge.attach(stream)
+        stream.write(RPC_SIGNATURE)
+        client = capnp.TwoPartyClient(await bridge.open())
+        manager = client.bootstrap().cast_as(load_schema("tunnelrpc").SessionManager)
+        await bridge.serve()
+        async with asyncio.timeout(10):
+            await manager.unregisterUdpSession(sessionId=session, message=message)
+        del manager
+        client.close()
+        bridge.close()
 
     async def open_rpc(self) -> Any:
         if self._server is None:

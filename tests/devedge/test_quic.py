@@ -2,9 +2,11 @@
 
 import asyncio
 import socket
+import uuid
 from pathlib import Path
 from typing import Any
 
+import capnp
 import pytest
 from aioquic import tls
 from aioquic.quic.connection import QuicConnection
@@ -12,6 +14,7 @@ from aioquic.quic.connection import QuicConnection
 from connector.devedge import quictls
 from connector.devedge.quiclink import QuicLink
 from connector.devedge.quicmessages import DATA_SIGNATURE, decode_connect_response, response_length
+from connector.devedge.quicrpc import register_udp_session, unregister_udp_session
 from connector.devedge.quicsession import DATAGRAM_OVERHEAD, QuicStream
 from connector.devedge.server import DevEdge, Settings
 from connector.errors import ConfigError, WireError
@@ -267,6 +270,36 @@ def test_datagrams_are_counted(tmp_path: Path) -> None:
             assert link.send_datagram(largest)
             assert not link.send_datagram(largest + b"x")  # the library would never get rid of it
             await until(lambda: connector.datagrams == [largest])
+
+    run_edge(main())
+
+
+def test_udp_sessions_over_rpc_streams(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with edge_and_connector(tmp_path) as (edge, connector, recorder):
+            assert isinstance(connector, FakeQuicConnector)
+            link, session = link_of(edge), uuid.uuid4()
+            assert await register_udp_session(link, session, b"\x7f\0\0\1", 53) == ""
+            assert await register_udp_session(link, session, b"\x7f\0\0\1", 1) == "too many active flows"
+            await unregister_udp_session(link, session, "enough")
+            with pytest.raises(capnp.KjException, match="no message"):
+                await unregister_udp_session(link, session, "")
+            assert connector.sessions == [(session.bytes, 53), (session.bytes, 1), (session.bytes, 0)]
+            await connector.end_session(session.bytes, "idle")
+            [event] = recorder.named("udp_session_ended")
+            assert (event["session"], event["message"]) == (session.hex, "idle")
+            await until(lambda: list(link.streams) == [0])
+
+    run_edge(main())
+
+
+def test_a_push_to_a_connector_that_goes_is_given_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with edge_and_connector(tmp_path) as (edge, connector, recorder):
+            edge.push(7, {"ingress": []})
+            connector.abort()
+            await until(lambda: recorder.named("disconnected"))
+            await until(lambda: not edge.roster.closing)
 
     run_edge(main())
 
