@@ -149,6 +149,7 @@ class Load:
         self.check()
         self.finish()
         await self.wait(DRAIN_LIMIT)
+        result["all_units"] = self.units
         return result
 
     async def ready(self) -> None:
@@ -637,7 +638,7 @@ class Edge:
             desk.append(Desk(self, link))
             Bridge(link, desk[0].control)
 
-        return LoadLink(opened, lambda link: desk[0].lost(link))
+        return LoadLink(opened, lambda link: desk[0].lost(link))  # noqa: PLW0108  (there is no desk yet)
 
     async def serve(self) -> None:
         """Listen, then do what stdin says until it ends."""
