@@ -60,6 +60,9 @@ every later one inside the library."""
 DATAGRAM_QUEUE = 1024
 """Datagrams that wait for the congestion window; more are dropped, as UDP does."""
 
+STREAMS_AT_ONCE = 32
+"""Streams that share packets; the cost of a packet grows with them."""
+
 TIMER_MINIMUM = 0.001
 """uvloop's clock has milliseconds: a shorter timer fires early, and again, and again."""
 
@@ -87,6 +90,27 @@ class _Connection(QuicConnection):
         if not self._is_client:
             ServerContext.adopt(self.tls)
 
+    def _write_application(self, builder: Any, network_path: Any, now: float) -> None:
+        """Give the library few streams at a time: it looks at every one that it has for every packet."""
+        queue = self._streams_queue
+        if len(queue) <= STREAMS_AT_ONCE:
+            super()._write_application(builder, network_path, now)
+            return
+        busy = [stream for stream in queue if _busy(stream)]
+        done = [stream for stream in queue if not _busy(stream)]
+        at = 0
+        try:
+            while True:
+                self._streams_queue = busy[at : at + STREAMS_AT_ONCE]
+                at += STREAMS_AT_ONCE
+                super()._write_application(builder, network_path, now)
+                done += self._streams_queue  # without those that it forgot
+                self._streams_queue = []
+                if at >= len(busy) or self._pacing_at is not None:
+                    break
+        finally:  # the library ends this by an exception when the packets are full; who had no turn is first next time
+            self._streams_queue = busy[at:] + self._streams_queue + done
+
     def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
         wanted = stream.max_stream_data_local
         if stream.max_stream_data_local_sent == wanted or stream.receiver.is_finished:
@@ -103,6 +127,14 @@ class _Connection(QuicConnection):
 
 
 assert hasattr(QuicConnection, "_write_stream_limits"), "this aioquic grants credit elsewhere: adapt _Connection"
+
+
+def _busy(stream: Any) -> bool:
+    """Whether the library has something to do for a stream."""
+    sender = stream.sender
+    if stream.receiver.stop_pending or sender.reset_pending or stream.is_finished:
+        return True
+    return not sender.buffer_is_empty and not stream.is_blocked
 
 
 class QuicStream:

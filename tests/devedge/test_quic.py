@@ -8,6 +8,7 @@ from typing import Any
 
 import capnp
 import pytest
+import uvloop
 from aioquic import tls
 from aioquic.quic.connection import QuicConnection
 
@@ -22,7 +23,7 @@ from connector.transport.rpc import load_schema
 from tests.devedge.edges import edge_and_connector, get, read_head, run_edge, running_edge, visit
 from tests.devedge.fake_connector import PROTOCOL, FakeStream
 from tests.devedge.fake_quic_connector import FakeQuicConnector, FakeQuicStream
-from tests.devedge.test_public_http2 import echo, websocket_request
+from tests.devedge.test_public_http2 import Visitor2, echo, wait, websocket_request
 from tests.support.aio import until
 
 pytestmark = pytest.mark.usefixtures("quic")
@@ -443,6 +444,35 @@ def test_a_loss_of_every_tenth_packet(tmp_path: Path, monkeypatch: pytest.Monkey
                 assert (await read_head(reader))[1]["transfer-encoding"] == "chunked"
                 received = await reader.read()
             assert len(received) > len(body)
+            async with await Visitor2.connect(edge) as visitor:
+                replies = [visitor.request(method=b"POST", path=b"/%d" % i, end=False) for i in range(100)]
+                for i, reply in enumerate(replies):
+                    reply.stream.write(b"%03d" % i * 5000)
+                    reply.stream.write_eof()
+                for i, reply in enumerate(replies):
+                    await wait(reply.done)
+                    assert reply.body == b"%03d" % i * 5000
             assert not recorder.named("disconnected")
 
     run_edge(main(), limit=60)
+
+
+def test_connectors_on_uvloop(tmp_path: Path) -> None:
+    """pycapnp must be reading before the first byte is there, on streams of either side: uvloop ends the process."""
+
+    async def main() -> None:
+        async with running_edge(tmp_path, ingress=["http_status:418"]) as (edge, recorder):
+            for _ in range(5):
+                connectors = [await FakeQuicConnector.dial(edge) for _ in range(5)]
+                await asyncio.gather(*(connector.register(edge.tunnel()) for connector in connectors))
+                for connector in connectors:
+                    async with asyncio.timeout(10):
+                        assert (await connector.configurations.get())["version"] == 1
+                    await connector.end_session(b"x" * 16, "over")
+                await until(lambda: not edge.roster.closing)
+                await asyncio.gather(*(connector.leave() for connector in connectors))
+                assert len(recorder.named("configuration")) % 5 == 0
+            await until(lambda: len(recorder.named("disconnected")) == 25)
+            assert {event["applied"] for event in recorder.named("configuration")} == {True}
+
+    run_edge(main(), loop_factory=uvloop.new_event_loop)
