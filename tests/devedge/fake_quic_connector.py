@@ -229,6 +229,14 @@ class FakeQuicConnector(QuicSession, FakeConnector):
     def drop_id(self, connection_id: bytes) -> None:
         pass
 
+    def rebind(self) -> None:
+        """Go on from another port, as behind a NAT that forgot."""
+        self.loop.remove_reader(self.socket)
+        self.socket.close()
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.setblocking(False)
+        self.loop.add_reader(self.socket, self._read)
+
     # FakeConnector.
 
     async def end_session(self, session: bytes, message: str) -> None:
