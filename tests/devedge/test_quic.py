@@ -1,6 +1,7 @@
 """What only QUIC has: key exchanges, limits of streams, datagrams, the ends of a connection, fall-back."""
 
 import asyncio
+import importlib.metadata
 import socket
 import subprocess
 import sys
@@ -82,6 +83,23 @@ def test_a_taken_udp_port_is_told(tmp_path: Path) -> None:
         assert "the UDP port is taken" in str(caught.value)
         assert "--no-quic" in caught.value.advice
 
+    run_edge(main())
+
+
+@pytest.mark.parametrize("version", ["1.3.0", None])
+def test_another_aioquic_is_told_at_once(tmp_path: Path, version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(name: str) -> str:
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    async def main() -> None:
+        edge = DevEdge(Settings(tmp_path, tunnel_names=["demo"]))
+        with pytest.raises(ConfigError, match=r"aioquic 1\.7\.x, and there is") as caught:
+            await edge.start()
+        assert "--no-quic" in caught.value.advice
+
+    monkeypatch.setattr(importlib.metadata, "version", answer)
     run_edge(main())
 
 
