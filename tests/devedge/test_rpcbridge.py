@@ -29,6 +29,9 @@ class Stream:
     def write(self, data: bytes) -> None:
         pass
 
+    def write_eof(self) -> None:
+        pass
+
 
 def bridge() -> tuple[RpcBridge, Stream]:
     made, stream = RpcBridge(), Stream()
