@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from connector.devedge.rpcbridge import RpcBridge
 from tests.support.aio import run
+from tests.support.mini_edge import Registrar
 from tests.support.vectors import vector
 
 
@@ -64,7 +65,7 @@ def test_an_exception_that_is_not_text_does_not_end_the_process() -> None:
         async with capnp.kj_loop():
             made, stream = bridge()
             io = await made.open()
-            server = capnp.TwoPartyServer(io, bootstrap=None)
+            server = capnp.TwoPartyServer(io, bootstrap=Registrar())
             made.on_data(bytes(hostile))
             await made.serve()
             async with asyncio.timeout(5):
