@@ -11,12 +11,13 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_WARN_SCRIPT_LOCATION=1 PIP_ROOT_US
 export PYTHONDONTWRITEBYTECODE := 1
 
 # Prints "version path" of every interpreter that runs, is new enough and can make a virtual environment. Candidates
-# are run, not looked up: a pyenv shim can exist and fail.
+# are run, not looked up: a pyenv shim can exist and fail, and hide one that works further along PATH.
 define PYTHONS
-for c in python3.14 python3.13 python3.12 python3.11 python3 "$$HOME"/.pyenv/versions/*/bin/python3; do \
+{ PATH="$$PATH:/usr/local/bin:/usr/bin" type -aP python3.14 python3.13 python3.12 python3.11 python3; \
+  printf '%s\n' "$$HOME"/.pyenv/versions/*/bin/python3; } 2>/dev/null | while IFS= read -r c; do \
   "$$c" -c 'import sys, ssl, venv, ensurepip; v = sys.version_info; \
 assert v >= (3, 11) and sys.implementation.name == "cpython"; \
-print("%d.%02d.%02d %s" % (v.major, v.minor, v.micro, sys.executable))' 2>/dev/null; \
+print("%d.%02d.%02d %s" % (v.major, v.minor, v.micro, sys.executable))' 2>/dev/null </dev/null; \
 done | sort -u
 endef
 
@@ -35,11 +36,13 @@ fi
 endef
 
 # $(1) environment, $(2) which end of the sorted list, $(3) lock file, $(4) stamp. Versions and hashes come from the lock.
+# An environment without any stamp was interrupted half-way: it is made anew.
 define MAKE_VENV
 @$(NEED_PYTHON); set -e; \
 python=$$($(PYTHONS) | $(2) -n 1 | cut -d' ' -f2-); \
 echo "setup: $(1) from $$python ($$("$$python" -c 'import platform; print(platform.python_version())'))"; \
-$(1)/bin/python -c '' 2>/dev/null || { rm -rf $(1); "$$python" -m venv $(1); }; \
+{ ls $(1)/*.stamp && $(1)/bin/python -m pip --version; } >/dev/null 2>&1 || { rm -rf $(1); "$$python" -m venv $(1); }; \
+rm -f $(1)/*.stamp; \
 $(PIP) $(1)/bin/python -m pip install -q --require-hashes -r $(3); \
 $(PIP) $(1)/bin/python -m pip install -q --no-deps --no-build-isolation -e .; \
 touch $(1)/$(4)

@@ -98,7 +98,9 @@ def main(argv: list[str] | None = None) -> int:
     found: list[dict[str, Any]] = []
     wide = shutil.get_terminal_size((110, 24)).columns >= 107
     with Bench(contenders, transport=options.transport, rounds=rounds, seconds=seconds) as bench:
-        where = "connectors on core {}, load on core {}".format(*bench.cores) if bench.cores[0] is not None else "one core"
+        where = (
+            "connectors on core {}, load on core {}".format(*bench.cores) if bench.cores[0] is not None else "one core"
+        )
         print(f"{', '.join(names)} over {options.transport}; {rounds} rounds in turns; {where}")
         print(f"CPU per unit: min/median/max; ratio: to {report.REFERENCE}" + ("; loads of a core" if wide else ""))
         print(report.HEADER + (report.WIDE if wide else ""))

@@ -8,6 +8,7 @@ Never: starts connectors, prints tables, treats one connector unlike another.
 of the connector are read here, at the moments when units are counted. Time stamps are taken once per read.
 """
 
+# ruff: noqa: D102  (callbacks of one interface each, described there)
 from __future__ import annotations
 
 import asyncio
@@ -148,6 +149,7 @@ class Load:
         self.check()
         self.finish()
         await self.wait(DRAIN_LIMIT)
+        result["all_units"] = self.units
         return result
 
     async def ready(self) -> None:
@@ -209,6 +211,9 @@ class EchoStream:
             self.stream.send(self.message)
 
     def on_data(self, data: bytes, start: int, stop: int) -> None:
+        if not self.sent:
+            # Ended here already. (cloudflared now and then repeats a few messages after the edge ended a stream.)
+            return
         got = self.partial + stop - start
         if self.unchecked and got >= self.size:
             self.unchecked = False
@@ -222,6 +227,7 @@ class EchoStream:
             if load.stopping:
                 if not self.sent:
                     self.stream.end()
+                    return
             else:
                 self.sent.append(load.link.now)
                 self.stream.send(self.message)
@@ -413,7 +419,7 @@ class Idle(Load):
     async def run(self, seconds: float, watched: Watched) -> dict[str, Any]:
         before = watched.memory()
         began = time.perf_counter()
-        streams = []
+        streams: list[LoadStream] = []
         while len(streams) < self.streams:
             self.changed.clear()
             streams += [self.link.open(WEBSOCKET, self) for _ in range(min(IDLE_BATCH, self.streams - len(streams)))]
@@ -632,7 +638,7 @@ class Edge:
             desk.append(Desk(self, link))
             Bridge(link, desk[0].control)
 
-        return LoadLink(opened, lambda link: desk[0].lost(link))
+        return LoadLink(opened, lambda link: desk[0].lost(link))  # noqa: PLW0108  (there is no desk yet)
 
     async def serve(self) -> None:
         """Listen, then do what stdin says until it ends."""

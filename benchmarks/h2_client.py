@@ -6,6 +6,7 @@ Never: knows the rows, favours a connector: request blocks use the dynamic table
 own in each, so that no two blocks are the same.
 """
 
+# ruff: noqa: D102  (callbacks of one interface each, described there)
 from __future__ import annotations
 
 import asyncio

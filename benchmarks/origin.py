@@ -9,6 +9,7 @@ Never: does more than a row needs; whatever it costs is shared by the connectors
     Upgrade          101, then every byte comes back as it is (connectors do not look into frames either)
 """
 
+# ruff: noqa: D102  (callbacks of one interface each, described there)
 from __future__ import annotations
 
 import asyncio

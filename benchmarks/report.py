@@ -71,7 +71,9 @@ def machine() -> dict[str, Any]:
     return {"python": platform.python_version(), "kernel": platform.release(), "arch": platform.machine()}
 
 
-HEADER = f"{'row':<15}{'connector':<12}{'CPU per unit':>22}{'ratio':>7}{'units/s':>9}{'p50 ms':>8}{'p99 ms':>8}{'peak':>7}"
+HEADER = (
+    f"{'row':<15}{'connector':<12}{'CPU per unit':>22}{'ratio':>7}{'units/s':>9}{'p50 ms':>8}{'p99 ms':>8}{'peak':>7}"
+)
 WIDE = f"{'load':>6}{'edge':>6}{'origin':>7}"
 
 
@@ -160,5 +162,6 @@ def svg(rows: list[dict[str, Any]], names: list[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{y + 30}" font-family="sans-serif" '
         f'font-size="11"><rect width="100%" height="100%" fill="white"/>{legend}{"".join(parts)}{marks}'
-        f'<text x="{left}" y="{y + 18}">CPU time per unit of work, {escape(base_name)} = 1; less is better</text></svg>\n'
+        f'<text x="{left}" y="{y + 18}">CPU time per unit of work, {escape(base_name)} = 1; less is better</text>'
+        "</svg>\n"
     )

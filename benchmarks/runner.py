@@ -189,21 +189,24 @@ class Bench:
             self._run_start(result)
             return result
         rounds = 1 if row.work == "idle" else self.rounds
-        with self._connectors(result) as running:
+        with self.connectors(result) as running:
             for number in range(rounds):
                 for name, process in running if number % 2 == 0 else reversed(running):
                     if name in result.errors:
                         continue
                     tell(f"{row.name}: round {number + 1}/{rounds}, {name}")
-                    options = row.options
-                    order = {"op": "run", "name": name, "work": row.work, "options": options, "pid": process.pid}
-                    self._edge.tell({**order, "seconds": self.seconds})
-                    figures = self._edge.wait("result", name=name, limit=ROW_LIMIT)
+                    figures = self.measure(name, process.pid, row)
                     result.add(name, {**figures, "peak": memory_of(process.pid, "VmHWM")})
         return result
 
+    def measure(self, name: str, pid: int, row: Row) -> dict[str, Any]:
+        """Let the edge do one round with a connector that is up; returns its figures, or an `error`."""
+        order = {"op": "run", "name": name, "work": row.work, "options": row.options, "pid": pid}
+        self._edge.tell({**order, "seconds": self.seconds})
+        return self._edge.wait("result", name=name, limit=ROW_LIMIT)
+
     @contextmanager
-    def _connectors(self, result: RowResult) -> Iterator[list[tuple[str, subprocess.Popen[bytes]]]]:
+    def connectors(self, result: RowResult) -> Iterator[list[tuple[str, subprocess.Popen[bytes]]]]:
         """All contenders up and registered."""
         running: list[tuple[str, subprocess.Popen[bytes]]] = []
         try:

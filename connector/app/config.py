@@ -147,13 +147,9 @@ def _no_token(words: Sequence[str]) -> UsageError:
 
 
 def _protocol(text: str) -> str:
-    if text.lower() in {"auto", "http2", ""}:
+    if text.lower() in {"auto", "http2", "quic", ""}:
         return text.lower() or "auto"
-    if text.lower() == "quic":
-        raise ConfigError(
-            "--protocol quic: this version speaks http2 only", advice="Use --protocol http2, or auto (the default)."
-        )
-    raise ConfigError(f"unknown protocol {text}, --protocol cannot be that", advice="Allowed: auto, http2.")
+    raise ConfigError(f"unknown protocol {text}, --protocol cannot be that", advice="Allowed: auto, http2, quic.")
 
 
 def _region(flag: str, token: Token) -> str:

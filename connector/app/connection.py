@@ -23,11 +23,8 @@ from connector.errors import ConnectorError, EdgeDialError, EdgeLostError, Regis
 from connector.protocol.edge_addresses import EdgeAddress
 from connector.protocol.protocol_choice import ProtocolState, Transport
 from connector.protocol.reconnect import Action, Failure, RetryState, classify
-from connector.transport.h2 import H2Link, dial_h2
+from connector.transport.link import Link
 from connector.transport.rpc import ConnectionDetails, ConnectionOptions, RegistrationClient
-
-DIAL_SECONDS = 15.0
-"""Limit of the TCP connect, and again of the TLS handshake, as cloudflared has it."""
 
 CONTROL_SECONDS = 10.0
 """How long the edge may take to open the control stream on a fresh link; as long as the HTTP/2 preface may take."""
@@ -153,18 +150,10 @@ class EdgeConnection:
 
     async def _attempt(self, address: EdgeAddress, log: Logger) -> None:
         """Dial, register, serve. Returns when the edge closed the link; raises what went wrong, or _StoppedError."""
-        log.debug("Connecting via http2")
-        config = self._state.config
+        dialler = self._state.dialler
+        log.debug(f"Connecting via {dialler.protocol}")
         async with self._until_stopped():
-            link = await dial_h2(
-                address.host,
-                address.port,
-                context=self._state.tls,
-                accept=self._state.accept,
-                local_address=(config.bind_address, 0) if config.bind_address else None,
-                connect_timeout=DIAL_SECONDS,
-                handshake_timeout=DIAL_SECONDS,
-            )
+            link = await dialler.dial(address, self.conn_index)
         try:
             await self._live(link, address, log)
         finally:
@@ -172,7 +161,7 @@ class EdgeConnection:
             await self._await_close(link, CLOSE_SECONDS)
             link.abort()
 
-    async def _live(self, link: H2Link, address: EdgeAddress, log: Logger) -> None:
+    async def _live(self, link: Link, address: EdgeAddress, log: Logger) -> None:
         async with self._until_stopped():
             control = await link.control_stream(CONTROL_SECONDS)
         if control.ended.done():  # opened and given up in one breath
@@ -197,14 +186,14 @@ class EdgeConnection:
             raise
 
     async def _register(
-        self, client: RegistrationClient, link: H2Link, address: EdgeAddress, log: Logger
+        self, client: RegistrationClient, link: Link, address: EdgeAddress, log: Logger
     ) -> ConnectionDetails:
         state, config = self._state, self._state.config
         log.debug("Tunnel connection options", features=config.features)
         log.debug("Registering tunnel connection", protocol=link.protocol)
         options = ConnectionOptions(
             client_id=state.connector_id,
-            features=tuple(config.features),
+            features=(*config.features, *state.dialler.features),
             origin_local_ip=link.local_address[0],
             num_previous_attempts=self._retry.previous_attempts,
         )
@@ -243,7 +232,7 @@ class EdgeConnection:
         else:
             log.info("Unregistered tunnel connection")
 
-    async def _drain(self, link: H2Link, log: Logger) -> None:
+    async def _drain(self, link: Link, log: Logger) -> None:
         """Serve what is in flight and what still comes, until the edge closes the link or the grace period ends."""
         if not await self._await_close(link, self._grace_left()):
             active = self._state.active_streams()
@@ -254,7 +243,7 @@ class EdgeConnection:
         deadline = self._state.stop_deadline
         return 0.0 if deadline is None else deadline - asyncio.get_running_loop().time()
 
-    async def _await_close(self, link: H2Link, limit: float) -> bool:
+    async def _await_close(self, link: Link, limit: float) -> bool:
         """Wait until the edge closed the link; False when it did not within `limit` seconds."""
         if limit <= 0:
             return False

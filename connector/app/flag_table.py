@@ -68,7 +68,7 @@ _USED = [
         alias="p",
         group="Edge",
         metavar="NAME",
-        help="auto or http2. This version speaks HTTP/2 to the edge; QUIC is not there yet.",
+        help="http2 or quic; auto is http2 in this version, which does not fall back from one to the other yet.",
     ),
     Flag("ha-connections", "int", "4", group="Edge", metavar="N", help="How many connections to keep up, 1 to 32."),
     Flag(

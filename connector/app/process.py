@@ -24,6 +24,7 @@ import capnp
 from connector import __version__
 from connector.app.addresses import find_edge
 from connector.app.config import RunConfig
+from connector.app.dialler import Dialler
 from connector.app.logs import Logger, capture_stdlib
 from connector.app.orchestrator import Orchestrator
 from connector.app.state import TunnelState
@@ -31,7 +32,6 @@ from connector.app.supervisor import Supervisor
 from connector.errors import ConnectorError, UsageError
 from connector.proxy.dispatch import Dispatcher
 from connector.proxy.ingress import DEFAULT_INGRESS, ingress_from_url
-from connector.transport.tls import edge_context
 
 LOOP_VARIABLE = "CONNECTOR_LOOP"
 
@@ -86,7 +86,8 @@ async def _main(config: RunConfig, log: Logger) -> int:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(capnp.kj_loop())
         stack.push_async_callback(dispatcher.close)
-        tls = edge_context(config.cacert)
+        dialler = Dialler(config, dispatcher.accept, orchestrator)
+        log.info(f"Initial protocol {dialler.protocol}")
         book = await find_edge(config, log)
         wanted = min(config.ha_connections, book.capacity)
         if wanted < config.ha_connections:
@@ -95,9 +96,8 @@ async def _main(config: RunConfig, log: Logger) -> int:
             config=config,
             connector_id=connector_id,
             log=log,
-            tls=tls,
+            dialler=dialler,
             book=book,
-            accept=dispatcher.accept,
             active_streams=lambda: dispatcher.active,
             orchestrator=orchestrator,
         )
@@ -151,7 +151,6 @@ def _log_start(config: RunConfig, log: Logger, connector_id: uuid.UUID) -> None:
     if config.settings:
         log.info("Settings: map[" + " ".join(f"{name}:{text}" for name, text in config.settings.items()) + "]")
     log.info(f"Generated Connector ID: {connector_id}")
-    log.info("Initial protocol http2")
     if config.url is None:
         log.debug("Requests get 503 until the edge pushes a configuration")
 

@@ -6,7 +6,6 @@ Never: decides anything.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
@@ -15,10 +14,10 @@ from connector.app.addresses import AddressBook
 from connector.app.config import RunConfig
 from connector.app.logs import Logger
 from connector.protocol.edge_addresses import EdgeAddress
-from connector.protocol.ports import Acceptor
 from connector.protocol.reconnect import RetryPolicy
 
 if TYPE_CHECKING:
+    from connector.app.dialler import Dialler
     from connector.app.orchestrator import Orchestrator
 
 
@@ -36,8 +35,8 @@ class TunnelState:
     """One per run. Connections report to it; health and supervisor read it."""
 
     __slots__ = (
-        "accept", "active_streams", "book", "config", "connected", "connection_tasks", "connector_id", "log",
-        "on_change", "on_first_registration", "orchestrator", "policy", "registrations", "stop_deadline", "tls",
+        "active_streams", "book", "config", "connected", "connection_tasks", "connector_id", "dialler", "log",
+        "on_change", "on_first_registration", "orchestrator", "policy", "registrations", "stop_deadline",
     )  # fmt: skip
 
     def __init__(
@@ -46,18 +45,16 @@ class TunnelState:
         config: RunConfig,
         connector_id: UUID,
         log: Logger,
-        tls: ssl.SSLContext,
+        dialler: Dialler,
         book: AddressBook,
-        accept: Acceptor,
         active_streams: Callable[[], int],
         orchestrator: Orchestrator,
     ) -> None:
         self.config = config
         self.connector_id = connector_id
         self.log = log
-        self.tls = tls
+        self.dialler = dialler
         self.book = book
-        self.accept = accept
         self.active_streams = active_streams
         self.orchestrator = orchestrator
         self.policy = RetryPolicy(config.retries)

@@ -1,33 +1,31 @@
 """A connector's connection over QUIC.
 
-Owns: what each stream is for: the control stream, proxied requests, configuration pushes, RPC of the connector.
+Owns: what each stream is for: the control stream, proxied requests, private TCP, RPC (quicrpc.py); datagrams.
 In: streams of quicsession.py; calls of `Link`. Out: streams; events.
 Never: touches aioquic, or decides about a connection (connectors.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import capnp
-
-from connector.devedge.connectors import PUSH_LIMIT, Link, Roster
+from connector.devedge.connectors import Link, Roster
 from connector.devedge.headers import Head
 from connector.devedge.quicmessages import (
+    DATA_SIGNATURE,
     PREAMBLE,
-    RPC_SIGNATURE,
+    VERSION,
     connect_request,
     decode_connect_response,
+    encode_connect_request,
     response_length,
 )
+from connector.devedge.quicrpc import PeerRpc, Push
 from connector.devedge.quicsession import Owner, QuicSession, QuicStream
-from connector.devedge.rpcbridge import RpcBridge
 from connector.devedge.streams import RawHeaders, StreamHandler, StreamLostError
 from connector.errors import WireError
-from connector.transport.rpc import load_schema
 
 if TYPE_CHECKING:
     from aioquic.quic.configuration import QuicConfiguration
@@ -66,7 +64,9 @@ class QuicLink(QuicSession, Link):
             stream.handler = control
             control.start(stream)
         else:
-            stream.handler = _PeerRpc(stream)
+            rpc = PeerRpc(self)
+            stream.handler = rpc
+            rpc.start(stream)
 
     def on_datagram(self, data: bytes) -> None:
         """Count it; the event comes at most once a second."""
@@ -85,6 +85,21 @@ class QuicLink(QuicSession, Link):
     def _report_datagrams(self) -> None:
         self._report_due = False
         self.roster.events.emit("datagrams", **self._identity(), count=self.datagrams, bytes=self.datagram_bytes)
+
+    def rpc_over(self, rpc: PeerRpc) -> None:
+        """The connector is done with an RPC stream."""
+        self.roster.watch(self.loop.create_task(rpc.stop(), name="devedge rpc close"))
+
+    def session_ended(self, session: bytes, message: str) -> None:
+        """The connector ended a UDP session."""
+        self.roster.events.emit("udp_session_ended", **self._identity(), session=session.hex(), message=message)
+
+    def open_tcp(self, dest: str, handler: StreamHandler) -> QuicStream:
+        """Open a stream to `ip:port` in the connector's network; `on_headers` brings the answer, see `read_head`."""
+        response = _Response(handler)
+        response.stream = stream = self.open_stream(response)
+        stream.write(DATA_SIGNATURE + VERSION + encode_connect_request("tcp", dest.encode(), []))
+        return stream
 
     # Link.
 
@@ -115,7 +130,7 @@ class QuicLink(QuicSession, Link):
     def push(self, version: int, config: object) -> None:
         """Call updateConfiguration on a stream of its own."""
         if not self.over:
-            push = _Push(self, version, json.dumps(config, separators=(",", ":")).encode())
+            push = Push(self, version, json.dumps(config, separators=(",", ":")).encode())
             self.roster.watch(self.loop.create_task(push.run(), name="devedge configuration push"))
 
     def send_goaway(self) -> None:
@@ -181,90 +196,3 @@ class _Response:
 
     def resume_writing(self) -> None:
         self._handler.resume_writing()
-
-
-class RpcCall(RpcBridge):
-    """An RPC stream that the edge opens: one call on the connector's CloudflaredServer."""
-
-    def __init__(self, link: QuicLink) -> None:
-        super().__init__()
-        self._link = link
-        self._lost = False
-
-    def on_reset(self, error: BaseException | None) -> None:
-        """The stream or the connection is gone."""
-        self._lost = True
-        super().on_reset(error)
-
-    async def call(self, make: Callable[[Any], Any], read: Callable[[Any], Any]) -> Any:
-        """Open the stream, call what `make` makes of the capability, return what `read` finds in the answer."""
-        stream = self._link.open_stream(self)
-        self.attach(stream)
-        stream.write(RPC_SIGNATURE)
-        client: Any = None
-        server: Any = None
-        try:
-            client = capnp.TwoPartyClient(await self.open())
-            server = client.bootstrap().cast_as(load_schema("tunnelrpc").CloudflaredServer)
-            await self.serve()
-            async with asyncio.timeout(PUSH_LIMIT):
-                return read(await make(server))
-        finally:
-            server = None  # the last reference: sends the release
-            if client is not None:
-                client.close()
-            self.close()
-            stream.write_eof()
-
-
-class _Push(RpcCall):
-    """One configuration push."""
-
-    def __init__(self, link: QuicLink, version: int, config: bytes) -> None:
-        super().__init__(link)
-        self._version = version
-        self._config = config
-
-    async def run(self) -> None:
-        """Push, and tell how it went."""
-        try:
-            applied, refusal = await self.call(
-                lambda server: server.updateConfiguration(version=self._version, config=self._config),
-                lambda answer: (int(answer.result.latestAppliedVersion), str(answer.result.err)),
-            )
-        except TimeoutError:
-            self._link.configuration_told(self._version, f"no reply within {PUSH_LIMIT:g} s")
-        except Exception as error:  # what pycapnp makes of a KjException
-            if not self._lost:
-                text = str(getattr(error, "description", None) or error)
-                self._link.configuration_told(self._version, f"the connector's RPC failed: {text}")
-        else:
-            told = f"{refusal} (version {applied} stays in force)" if refusal else None
-            self._link.configuration_told(self._version, told)
-
-
-class _PeerRpc:
-    """A stream that the connector opens beside its control stream: nothing here wants its calls, so it is refused."""
-
-    __slots__ = ("_stream",)
-
-    def __init__(self, stream: QuicStream) -> None:
-        self._stream = stream
-
-    def on_headers(self, headers: RawHeaders) -> None:
-        """QUIC streams have none."""
-
-    def on_data(self, data: bytes) -> None:
-        self._stream.reset()
-
-    def on_eof(self, trailers: RawHeaders) -> None:
-        self._stream.reset()
-
-    def on_reset(self, error: BaseException | None) -> None:
-        """It is over."""
-
-    def pause_writing(self) -> None:
-        """Nothing is written."""
-
-    def resume_writing(self) -> None:
-        """Nothing is written."""

@@ -8,7 +8,7 @@ Never: looks behind the header of a packet. Loads aioquic with the first datagra
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib.metadata
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,9 @@ SEND_QUEUE = 1024
 
 CID_LENGTH = 8
 
+AIOQUIC = "1.7."
+"""Versions whose private parts quicsession.py and quictls.py know; with 1.3 handshakes hang."""
+
 
 class QuicListener:
     """One UDP socket. `listen`, then `close`."""
@@ -49,9 +52,14 @@ class QuicListener:
 
     def listen(self, host: str, port: int, family: int) -> None:
         """Take the port; raises OSError, and ConfigError without aioquic."""
-        if importlib.util.find_spec("aioquic") is None:
+        try:
+            found = importlib.metadata.version("aioquic")
+        except importlib.metadata.PackageNotFoundError:
+            found = "none"
+        if not found.startswith(AIOQUIC):
             raise ConfigError(
-                "QUIC on the edge side needs the package aioquic", advice="Install it, or start with --no-quic."
+                f"QUIC on the edge side needs aioquic {AIOQUIC}x, and there is {found}",
+                advice="Install that version, or start with --no-quic.",
             )
         sock = socket.socket(family, socket.SOCK_DGRAM)
         try:

@@ -1,4 +1,4 @@
-"""QUIC in the server role, by the general-purpose `aioquic` library.
+"""QUIC in either role (the client's for tests), by the general-purpose `aioquic` library.
 
 Owns: everything that knows aioquic, its private attributes included: one `QuicConnection` per connector, the credit of
 every stream, the marks of every send queue.
@@ -60,6 +60,9 @@ every later one inside the library."""
 DATAGRAM_QUEUE = 1024
 """Datagrams that wait for the congestion window; more are dropped, as UDP does."""
 
+STREAMS_AT_ONCE = 32
+"""Streams that share packets; the cost of a packet grows with them."""
+
 TIMER_MINIMUM = 0.001
 """uvloop's clock has milliseconds: a shorter timer fires early, and again, and again."""
 
@@ -84,7 +87,29 @@ class _Connection(QuicConnection):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
-        ServerContext.adopt(self.tls)
+        if not self._is_client:
+            ServerContext.adopt(self.tls)
+
+    def _write_application(self, builder: Any, network_path: Any, now: float) -> None:
+        """Give the library few streams at a time: it looks at every one that it has for every packet."""
+        queue = self._streams_queue
+        if len(queue) <= STREAMS_AT_ONCE:
+            super()._write_application(builder, network_path, now)
+            return
+        busy = [stream for stream in queue if _busy(stream)]
+        done = [stream for stream in queue if not _busy(stream)]
+        at = 0
+        try:
+            while True:
+                self._streams_queue = busy[at : at + STREAMS_AT_ONCE]
+                at += STREAMS_AT_ONCE
+                super()._write_application(builder, network_path, now)
+                done += self._streams_queue  # without those that it forgot
+                self._streams_queue = []
+                if at >= len(busy) or self._pacing_at is not None:
+                    break
+        finally:  # the library ends this by an exception when the packets are full; who had no turn is first next time
+            self._streams_queue = busy[at:] + self._streams_queue + done
 
     def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
         wanted = stream.max_stream_data_local
@@ -102,6 +127,14 @@ class _Connection(QuicConnection):
 
 
 assert hasattr(QuicConnection, "_write_stream_limits"), "this aioquic grants credit elsewhere: adapt _Connection"
+
+
+def _busy(stream: Any) -> bool:
+    """Whether the library has something to do for a stream."""
+    sender = stream.sender
+    if stream.receiver.stop_pending or sender.reset_pending or stream.is_finished:
+        return True
+    return not sender.buffer_is_empty and not stream.is_blocked
 
 
 class QuicStream:
@@ -195,17 +228,18 @@ class QuicStream:
 class QuicSession:
     """One connection. Subclasses fill in `on_connected`, `on_peer_stream`, `on_datagram`, `on_lost`."""
 
-    def __init__(self, owner: Owner, configuration: QuicConfiguration, first_id: bytes) -> None:
+    def __init__(self, owner: Owner, configuration: QuicConfiguration, first_id: bytes | None) -> None:
         self.loop = asyncio.get_running_loop()
         self.quic = _Connection(configuration=configuration, original_destination_connection_id=first_id)
+        self._peer_kind = 1 if configuration.is_client else 0  # bidirectional streams that the peer opens, modulo 4
         self.streams: dict[int, QuicStream] = {}
         self.paused: set[QuicStream] = set()
         self.connected = False
         self._owner = owner
-        self._ids = {first_id, self.quic.host_cid}
+        self._ids = {self.quic.host_cid} | ({first_id} if first_id else set())
         for connection_id in self._ids:
             owner.add_id(connection_id, self)
-        self._seen: set[int] = set()  # streams of the connector
+        self._seen: set[int] = set()  # streams of the peer
         self._waiting: deque[QuicStream] = deque()
         self._over = False
         self._flush_due = False
@@ -353,7 +387,7 @@ class QuicSession:
 
     def _stream(self, stream_id: int) -> QuicStream | None:
         stream = self.streams.get(stream_id)
-        if stream is None and stream_id % 4 == 0 and stream_id not in self._seen:
+        if stream is None and stream_id % 4 == self._peer_kind and stream_id not in self._seen:
             self._seen.add(stream_id)
             stream = self.streams[stream_id] = QuicStream(self, stream_id, None)
             self.on_peer_stream(stream)

@@ -134,15 +134,12 @@ def _server(desk: Desk, fault: str | None, gone: asyncio.Event) -> Any:
     return _server_class(desk, fault, gone)
 
 
-class ControlStream(RpcBridge):
-    """The control stream of one connection, served by pycapnp. `stop` must be awaited before the loop ends."""
+class RpcServer(RpcBridge):
+    """A stream of the connector, served by pycapnp. `stop` must be awaited before the loop ends."""
 
-    def __init__(self, desk: Desk, fault: str | None, on_close_fault: Callable[[], None]) -> None:
+    def __init__(self, capability: Callable[[], Any]) -> None:
         super().__init__()
-        self._desk = desk
-        self._fault = fault
-        self._on_close_fault = on_close_fault
-        self._gone = asyncio.Event()
+        self._capability = capability
         self._server: Any = None
         self._opening: asyncio.Task[None] | None = None
 
@@ -153,12 +150,11 @@ class ControlStream(RpcBridge):
 
     async def _open(self) -> None:
         rpc_stream = await self.open()
-        self._server = capnp.TwoPartyServer(rpc_stream, bootstrap=_server(self._desk, self._fault, self._gone))
+        self._server = capnp.TwoPartyServer(rpc_stream, bootstrap=self._capability())
         await self.serve()
 
     async def stop(self) -> None:
         """End the RPC session and wait until nothing of it is left."""
-        self._gone.set()
         self._ended = True
         if self._opening is not None:
             self._opening.cancel()
@@ -169,6 +165,22 @@ class ControlStream(RpcBridge):
             self._server.close()
             self._server = None
         self.close()
+
+
+class ControlStream(RpcServer):
+    """The control stream of one connection."""
+
+    def __init__(self, desk: Desk, fault: str | None, on_close_fault: Callable[[], None]) -> None:
+        super().__init__(lambda: _server(desk, fault, self._gone))
+        self._desk = desk
+        self._fault = fault
+        self._on_close_fault = on_close_fault
+        self._gone = asyncio.Event()
+
+    async def stop(self) -> None:
+        """End the RPC session and wait until nothing of it is left."""
+        self._gone.set()
+        await super().stop()
 
     def on_data(self, data: bytes) -> None:
         """RPC bytes of the connector."""

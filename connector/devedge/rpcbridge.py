@@ -16,12 +16,17 @@ from typing import Any
 import capnp
 
 from connector.devedge.streams import RawHeaders, Stream
+from connector.errors import WireError
+from connector.wire.capnp import MessageSplitter, repair_exception
 
 KJ_TURNS = 3
 """Loop turns until KJ's own callback, which asks for the first read, has run for certain (it takes one)."""
 
 EARLY_LIMIT = 1024 * 1024
 """Bytes that may come before pycapnp reads; a whole exchange has a few hundred."""
+
+MAX_MESSAGE = 1024 * 1024
+"""Bytes of one message; the largest that a connector sends is its local configuration."""
 
 
 class RpcBridge:
@@ -32,6 +37,7 @@ class RpcBridge:
         self._stream: Stream | None = None
         self._ours: asyncio.Transport | None = None
         self._early = bytearray()
+        self._messages = MessageSplitter(MAX_MESSAGE)
         self._serving = False
         self._ended = False
 
@@ -94,12 +100,22 @@ class RpcBridge:
         if stream is None:
             return
         stream.consumed(len(data))
-        if not self._serving:
-            self._early += data
-            if len(self._early) > EARLY_LIMIT:
-                stream.reset()
-        elif self._ours is not None:
-            self._ours.write(data)
+        try:
+            messages = self._messages.feed(data)
+        except WireError:
+            stream.reset()  # no RPC; the handler hears nothing more
+            self._end()
+            return
+        for message in messages:
+            repair_exception(message)  # of some texts pycapnp dies
+            if not self._serving:
+                self._early += message
+                if len(self._early) > EARLY_LIMIT:
+                    stream.reset()
+                    self._end()
+                    return
+            elif self._ours is not None:
+                self._ours.write(bytes(message))
 
     def on_eof(self, trailers: RawHeaders) -> None:
         """The connector closed its half."""

@@ -21,7 +21,7 @@ HEAD_START = 0.3
 """Seconds that QUIC has alone. A round trip around the world is shorter; RFC 8305 takes 250 ms between families."""
 
 STALL_SECONDS = 3.0
-"""A QUIC handshake that was answered but is not done this long after its start gets company: big packets may be lost."""
+"""Seconds after which an answered QUIC handshake that is not done gets company: its large packets may be lost."""
 
 BLOCKED_AFTER = 2
 """Dials in a row that failed over QUIC while HTTP/2 came up. One may be a lost packet; two are hardly chance."""

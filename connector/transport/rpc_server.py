@@ -20,7 +20,7 @@ import capnp
 from connector.errors import ConnectorError
 from connector.protocol.ports import StreamPort, StreamSink
 from connector.transport.bridge import SocketBridge
-from connector.transport.rpc import ABORT_SHUTDOWN, load_schema
+from connector.transport.rpc import ABORT_SHUTDOWN, KJ_TURNS, load_schema
 from connector.wire.capnp import NESTING, TRAVERSAL_WORDS
 
 RPC_SECONDS = 5.0
@@ -28,9 +28,6 @@ RPC_SECONDS = 5.0
 
 MAX_RPC_STREAMS = 64
 """RPC streams served at once on one link; more are reset. A push takes milliseconds, and one comes at a time."""
-
-KJ_TURNS = 3
-"""Loop turns until pycapnp has asked for its first read: KJ asks in its next turn, and one more is for the transport."""
 
 SESSIONS_UNSUPPORTED = "this connector serves no UDP sessions"
 

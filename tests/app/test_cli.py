@@ -91,7 +91,7 @@ def test_usage_errors_say_what_and_how_with_status_255(argv: tuple[str, ...], pa
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (("--protocol", "quic"), ["http2 only", "--protocol http2"]),
+        (("--protocol", "h3"), ["unknown protocol h3", "http2, quic"]),
         (("--protocol", "h3"), ["unknown protocol h3", "Allowed: auto, http2"]),
         (("--grace-period", "4m"), ["grace-period must be equal or less than 3m0s", "4m0s"]),
         (("--ha-connections", "0"), ["--ha-connections 0", "1 to 32"]),

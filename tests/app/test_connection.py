@@ -15,13 +15,13 @@ import pytest
 from connector.app.addresses import AddressBook
 from connector.app.config import RunConfig
 from connector.app.connection import EdgeConnection
+from connector.app.dialler import Dialler
 from connector.app.logs import Logger, LogOutput
 from connector.app.orchestrator import Orchestrator
 from connector.app.state import TunnelState
 from connector.app.supervisor import Supervisor
 from connector.protocol.edge_addresses import EdgeAddress
 from connector.proxy.dispatch import Dispatcher
-from connector.transport.tls import edge_context
 from connector.wire.token import Token
 from tests.support.aio import run, until
 from tests.support.mini_edge import MiniEdge
@@ -35,17 +35,18 @@ class Setup:
         self.log = Logger(LogOutput(level="debug", json_lines=True, stream=self.stream))
         config = RunConfig(Token("account", b"s" * 32, uuid.uuid4()))
         config.grace_period = grace
+        config.cacert = str(edge.cacert)
         identity = uuid.uuid4()
         self.dispatcher = Dispatcher(connector_id=identity, loop=asyncio.get_running_loop())
+        orchestrator = Orchestrator(self.dispatcher, self.log)
         self.state = TunnelState(
             config=config,
             connector_id=identity,
             log=self.log,
-            tls=edge_context(edge.cacert),
+            dialler=Dialler(config, self.dispatcher.accept, orchestrator),
             book=AddressBook(((EdgeAddress("127.0.0.1", edge.port),), ())),
-            accept=self.dispatcher.accept,
             active_streams=lambda: self.dispatcher.active,
-            orchestrator=Orchestrator(self.dispatcher, self.log),
+            orchestrator=orchestrator,
         )
 
     @property

@@ -64,6 +64,11 @@ async def edge_and_connector(
         yield edge, connector, recorder
 
 
+def cancelled(error: object) -> bool:
+    """Whether a stream's error says that the edge gave it up, in the words of either protocol."""
+    return "CANCEL" in str(error) or str(error).endswith("code 0")
+
+
 def visitor_tls(edge: DevEdge, *alpn: str) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(edge.ca_file))
     if alpn:

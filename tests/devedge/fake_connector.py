@@ -1,13 +1,18 @@
-"""A small connector on general-purpose libraries: h2 in the server role, pycapnp's client side."""
+"""A small connector on general-purpose libraries: h2 in the server role, pycapnp's client side.
+
+Over QUIC it is fake_quic_connector.py; tests take either from `FakeConnector.connect`.
+"""
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import json
 import socket
 import ssl
 import uuid
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import capnp
@@ -22,12 +27,16 @@ from connector.wire.h2_headers import encode_serialised_headers
 
 UPGRADE = b"cf-cloudflared-proxy-connection-upgrade"
 ORIGIN = b'{"src":"origin"}'
+PROTOCOL: ContextVar[str] = ContextVar("PROTOCOL", default="http2")
+"""What `FakeConnector.connect` speaks; the fixture `protocol` sets it."""
 
 
 class FakeStream:
     """One proxied request as the connector sees it: collects the body, and answers as the test says."""
 
-    def __init__(self, owner: FakeConnector, stream: H2Stream, headers: RawHeaders) -> None:
+    switched = 200  # status of an accepted WebSocket
+
+    def __init__(self, owner: FakeConnector, stream: Any, headers: RawHeaders) -> None:
         self.owner = owner
         self.stream = stream
         self.headers = headers
@@ -58,7 +67,7 @@ class FakeStream:
     def accept_websocket(self, *more: tuple[bytes, bytes]) -> None:
         accept = websocket_accept(self.fields[b"sec-websocket-key"])
         upgrade = [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"), (b"Sec-WebSocket-Accept", accept)]
-        self.respond(200, [*upgrade, *more])
+        self.respond(self.switched, [*upgrade, *more])
 
     def on_headers(self, headers: RawHeaders) -> None:
         raise AssertionError("no second header block is expected")
@@ -104,8 +113,8 @@ class _Configuration(FakeStream):
     def on_eof(self, trailers: RawHeaders) -> None:
         super().on_eof(trailers)
         value = json.loads(self.body)
-        self.owner.configurations.put_nowait(value)
-        reply = {"lastAppliedVersion": value["version"], "err": self.owner.configuration_error}
+        error = self.owner.configured(value["version"], value["config"])
+        reply = {"lastAppliedVersion": value["version"], "err": error}
         self.stream.send_headers([(b":status", b"200")])
         self.stream.write(json.dumps(reply).encode())
         self.stream.write_eof()
@@ -158,65 +167,52 @@ class _Control(asyncio.Protocol):
         pass
 
 
-class FakeConnector(H2Session):
-    """One connection to the edge. `async with FakeConnector.connect(edge, ...)`; requests go to `handler`."""
+class FakeConnector(abc.ABC):
+    """One connection to the edge, over either protocol. `async with await connect(edge, ...)`."""
 
     def __init__(self, handler: Handler | None = None) -> None:
-        super().__init__(client=False)
         self.handler = handler or (lambda request: request.respond(204, end=True))
-        self.control: asyncio.Future[_Control] = self.loop.create_future()
         self.configurations: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.configuration_error: object = None
         self.lost = asyncio.Event()
-        self.gone_away = asyncio.Event()
         self.requests: list[FakeStream] = []
-        self._rpc: Any = None
-        self._rpc_stream: Any = None
-        self._server: Any = None
         self.connector_id = uuid.uuid4()
+        self._rpc: Any = None
+        self._server: Any = None
 
-    @classmethod
-    async def connect(cls, edge: DevEdge, handler: Handler | None = None) -> FakeConnector:
-        context = ssl.create_default_context(cafile=str(edge.ca_file))
-        host, port = edge.edge_address
-        _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda: cls(handler), host, port, ssl=context, server_hostname="h2.cftunnel.com"
-        )
-        return protocol
+    @staticmethod
+    async def connect(edge: DevEdge, handler: Handler | None = None) -> FakeConnector:
+        """Over the protocol that `over` names; HTTP/2 otherwise."""
+        if PROTOCOL.get() == "quic":
+            from tests.devedge.fake_quic_connector import FakeQuicConnector
 
-    def on_request(self, stream: H2Stream, headers: RawHeaders) -> None:
-        kind = dict(headers).get(UPGRADE)
-        if kind == b"control-stream":
-            control = _Control(stream)
-            stream.handler = control
-            stream.send_headers([(b":status", b"200")])
-            self.control.set_result(control)
-        elif kind == b"update-configuration":
-            stream.handler = _Configuration(self, stream, headers)
-        else:
-            request = FakeStream(self, stream, headers)
-            stream.handler = request
-            self.requests.append(request)
-            self.handler(request)
+            return await FakeQuicConnector.dial(edge, handler)
+        return await FakeH2Connector.dial(edge, handler)
 
-    def on_goaway(self) -> None:
-        self.gone_away.set()
-
-    def on_lost(self, error: BaseException | None) -> None:
-        self.lost.set()
-
+    @abc.abstractmethod
     async def open_rpc(self) -> Any:
-        if self._server is None:
-            async with asyncio.timeout(10):
-                control = await self.control
-            ours, theirs = socket.socketpair()
-            ours.setblocking(False)
-            theirs.setblocking(False)
-            await self.loop.create_connection(lambda: control, sock=ours)
-            self._rpc_stream = await capnp.AsyncIoStream.create_connection(sock=theirs)
-            self._rpc = capnp.TwoPartyClient(self._rpc_stream)
-            self._server = self._rpc.bootstrap().cast_as(load_schema("tunnelrpc").RegistrationServer)
-        return self._server
+        """The capability of the edge."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End the connection."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Drop the connection."""
+
+    @abc.abstractmethod
+    def close_rpc(self) -> None:
+        """Take down what `open_rpc` made."""
+
+    def take(self, request: FakeStream) -> None:
+        self.requests.append(request)
+        self.handler(request)
+
+    def configured(self, version: int, config: object) -> object:
+        """A push came; returns the error to report."""
+        self.configurations.put_nowait({"version": version, "config": config})
+        return self.configuration_error
 
     async def register(
         self,
@@ -247,22 +243,78 @@ class FakeConnector(H2Session):
             await self._server.unregisterConnection_request().send()
 
     async def leave(self) -> None:
-        """End everything and wait until the socket is gone."""
+        """End everything and wait until the connection is gone."""
         self._server = None
         if self._rpc is not None:
             self._rpc.close()
-            self._rpc_stream.close()
             self._rpc = None
+            self.close_rpc()
         self.close()
         async with asyncio.timeout(10):
             await self.lost.wait()
-        if self.control.done():
-            transport = self.control.result().transport
-            if transport is not None:
-                transport.abort()
 
     async def __aenter__(self) -> FakeConnector:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.leave()
+
+
+class FakeH2Connector(H2Session, FakeConnector):
+    """Over HTTP/2."""
+
+    def __init__(self, handler: Handler | None = None) -> None:
+        H2Session.__init__(self, client=False)
+        FakeConnector.__init__(self, handler)
+        self.control: asyncio.Future[_Control] = self.loop.create_future()
+        self.gone_away = asyncio.Event()
+        self._rpc_stream: Any = None
+
+    @classmethod
+    async def dial(cls, edge: DevEdge, handler: Handler | None = None) -> FakeH2Connector:
+        context = ssl.create_default_context(cafile=str(edge.ca_file))
+        host, port = edge.edge_address
+        _, protocol = await asyncio.get_running_loop().create_connection(
+            lambda: cls(handler), host, port, ssl=context, server_hostname="h2.cftunnel.com"
+        )
+        return protocol
+
+    def on_request(self, stream: H2Stream, headers: RawHeaders) -> None:
+        kind = dict(headers).get(UPGRADE)
+        if kind == b"control-stream":
+            control = _Control(stream)
+            stream.handler = control
+            stream.send_headers([(b":status", b"200")])
+            self.control.set_result(control)
+        elif kind == b"update-configuration":
+            stream.handler = _Configuration(self, stream, headers)
+        else:
+            request = FakeStream(self, stream, headers)
+            stream.handler = request
+            self.take(request)
+
+    def on_goaway(self) -> None:
+        self.gone_away.set()
+
+    def on_lost(self, error: BaseException | None) -> None:
+        self.lost.set()
+        if self.control.done():
+            transport = self.control.result().transport
+            if transport is not None:
+                transport.abort()
+
+    async def open_rpc(self) -> Any:
+        if self._server is None:
+            async with asyncio.timeout(10):
+                control = await self.control
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            await self.loop.create_connection(lambda: control, sock=ours)
+            self._rpc_stream = await capnp.AsyncIoStream.create_connection(sock=theirs)
+            self._rpc = capnp.TwoPartyClient(self._rpc_stream)
+            self._server = self._rpc.bootstrap().cast_as(load_schema("tunnelrpc").RegistrationServer)
+        return self._server
+
+    def close_rpc(self) -> None:
+        self._rpc_stream.close()

@@ -156,3 +156,21 @@ def test_output_for_people(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_no_quic_leaves_the_udp_port_alone(tmp_path: Path) -> None:
+    for flags, free in ((("--no-quic",), True), ((), False)):
+        with edge_process(*flags, state=tmp_path) as edge:
+            host, port = edge.event("listening")["edge"].rsplit(":", 1)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+                if free:
+                    udp.bind((host, int(port)))
+                else:
+                    with pytest.raises(OSError, match="in use"):
+                        udp.bind((host, int(port)))
+
+
+@pytest.mark.parametrize("size", ["1199", "65001"])
+def test_a_quic_packet_size_that_cannot_be(tmp_path: Path, size: str) -> None:
+    result = run_cli("--quic-packet-size", size, state=tmp_path)
+    assert (result.returncode, "not within 1200 to 65000" in result.stderr) == (255, True)

@@ -11,10 +11,11 @@ from connector.devedge.connectors import LOCATION
 from connector.devedge.h2session import H2Stream
 from connector.devedge.streams import RawHeaders
 from tests.devedge.edges import edge_and_connector, get, run_edge, running_edge
-from tests.devedge.fake_connector import FakeConnector
+from tests.devedge.fake_connector import FakeConnector, FakeH2Connector
 from tests.support.aio import until
 
 
+@pytest.mark.usefixtures("protocol")
 def test_a_connector_with_the_right_secret_is_registered(tmp_path: Path) -> None:
     async def main() -> None:
         async with running_edge(tmp_path) as (edge, recorder), await FakeConnector.connect(edge) as connector:
@@ -33,6 +34,7 @@ def test_a_connector_with_the_right_secret_is_registered(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("wrong", ["secret", "account", "tunnel"])
+@pytest.mark.usefixtures("protocol")
 def test_wrong_credentials_are_refused(tmp_path: Path, wrong: str) -> None:
     async def main() -> None:
         async with running_edge(tmp_path) as (edge, recorder), await FakeConnector.connect(edge) as connector:
@@ -54,6 +56,7 @@ def test_wrong_credentials_are_refused(tmp_path: Path, wrong: str) -> None:
     run_edge(main())
 
 
+@pytest.mark.usefixtures("protocol")
 def test_the_same_connection_twice_is_a_duplicate(tmp_path: Path) -> None:
     async def main() -> None:
         async with (
@@ -69,6 +72,7 @@ def test_the_same_connection_twice_is_a_duplicate(tmp_path: Path) -> None:
     run_edge(main())
 
 
+@pytest.mark.usefixtures("protocol")
 def test_the_configuration_is_pushed_after_registration(tmp_path: Path) -> None:
     async def main() -> None:
         ingress = ["app.test=http://127.0.0.1:1", "http_status:418"]
@@ -91,6 +95,7 @@ def test_the_configuration_is_pushed_after_registration(tmp_path: Path) -> None:
     run_edge(main())
 
 
+@pytest.mark.usefixtures("protocol")
 def test_an_error_of_a_push_is_told(tmp_path: Path) -> None:
     async def main() -> None:
         async with edge_and_connector(tmp_path) as (edge, connector, recorder):
@@ -104,6 +109,7 @@ def test_an_error_of_a_push_is_told(tmp_path: Path) -> None:
     run_edge(main())
 
 
+@pytest.mark.usefixtures("protocol")
 def test_an_unregistered_connector_gets_no_new_request_and_is_closed_when_idle(tmp_path: Path) -> None:
     async def main() -> None:
         async with edge_and_connector(tmp_path, lambda request: None) as (edge, connector, recorder):
@@ -127,6 +133,7 @@ def test_an_unregistered_connector_gets_no_new_request_and_is_closed_when_idle(t
     run_edge(main())
 
 
+@pytest.mark.usefixtures("protocol")
 def test_requests_are_spread_over_connections(tmp_path: Path) -> None:
     async def main() -> None:
         async with (
@@ -141,6 +148,7 @@ def test_requests_are_spread_over_connections(tmp_path: Path) -> None:
     run_edge(main())
 
 
+@pytest.mark.usefixtures("protocol")
 def test_a_local_configuration_is_shown(tmp_path: Path) -> None:
     async def main() -> None:
         async with edge_and_connector(tmp_path) as (_, connector, recorder):
@@ -159,7 +167,7 @@ BOOTSTRAP = bytes.fromhex(
 )
 
 
-class HastyConnector(FakeConnector):
+class HastyConnector(FakeH2Connector):
     """Sends its first RPC message in the same breath as the head of the control stream, as cloudflared does."""
 
     def on_request(self, stream: H2Stream, headers: RawHeaders) -> None:
@@ -176,7 +184,7 @@ def test_connectors_that_speak_at_once_on_uvloop(tmp_path: Path) -> None:
     async def main() -> None:
         async with running_edge(tmp_path) as (edge, recorder):
             for _ in range(10):
-                connectors = [await HastyConnector.connect(edge) for _ in range(5)]
+                connectors = [await HastyConnector.dial(edge) for _ in range(5)]
                 for connector in connectors:
                     assert isinstance(connector, HastyConnector)
                     await until(connector.control.done)

@@ -27,9 +27,15 @@ MIB = 1 << 20
 SIZE = int(os.environ.get("SIZE", "48")) * MIB
 
 
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
-    with http_origin() as port, tunnel(tmp_path_factory.mktemp("state"), f"http://127.0.0.1:{port}") as both:
+PROTOCOLS = ["http2", "quic"]
+
+
+@pytest.fixture(scope="module", params=PROTOCOLS)
+def up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
+    state = tmp_path_factory.mktemp("state")
+    args = ("--protocol", str(request.param))
+    with http_origin() as port, tunnel(state, f"http://127.0.0.1:{port}", run_args=args) as both:
+        assert both.registered["protocol"] == request.param
         yield both
 
 
@@ -135,11 +141,13 @@ def test_an_abandoned_request_leaves_nothing_behind(up: Tunnel) -> None:
 
 @pytest.mark.broker
 @pytest.mark.skipif(MOSQUITTO is None, reason="NO MOSQUITTO BINARY HERE: the main job is not tested")
+@pytest.mark.parametrize("transport", PROTOCOLS)
 @pytest.mark.parametrize("protocol", [mqtt.MQTTv311, mqtt.MQTTv5])
-def test_an_mqtt_message_travels_and_a_wrong_password_is_refused(tmp_path: Path, protocol: int) -> None:
+def test_an_mqtt_message_travels_and_a_wrong_password_is_refused(tmp_path: Path, protocol: int, transport: str) -> None:
     state = tmp_path / "state"
     state.mkdir()
-    with mosquitto(tmp_path) as port, tunnel(state, f"http://127.0.0.1:{port}") as up:
+    args = ("--protocol", transport)
+    with mosquitto(tmp_path) as port, tunnel(state, f"http://127.0.0.1:{port}", run_args=args) as up:
         got: list[tuple[str, bytes, int]] = []
         subscribed, received, refused = threading.Event(), threading.Event(), threading.Event()
         reasons: list[str] = []
@@ -183,8 +191,10 @@ def test_an_mqtt_message_travels_and_a_wrong_password_is_refused(tmp_path: Path,
             c.loop_stop()
 
 
-def test_sigterm_unregisters_drains_and_exits_0(tmp_path: Path) -> None:
-    with http_origin() as port, tunnel(tmp_path, f"http://127.0.0.1:{port}", run_args=("--grace-period", "10s")) as up:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_sigterm_unregisters_drains_and_exits_0(tmp_path: Path, protocol: str) -> None:
+    args = ("--grace-period", "10s", "--protocol", protocol)
+    with http_origin() as port, tunnel(tmp_path, f"http://127.0.0.1:{port}", run_args=args) as up:
         connection = client(up)
         connection.putrequest("PUT", "/upload")
         connection.putheader("Content-Length", "10")

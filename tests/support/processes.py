@@ -141,8 +141,9 @@ def connector(*args: str | Path, **kwargs: Any) -> Child:
 class Tunnel:
     """A dev edge and a connector that have found each other; what end-to-end tests start from."""
 
-    def __init__(self, edge: Child, connector: Child, listening: Event, state: Path) -> None:
+    def __init__(self, edge: Child, connector: Child, listening: Event, registered: Event, state: Path) -> None:
         self.edge = edge
+        self.registered = registered
         self.connector = connector
         self.listening = listening
         self.ca = Path(listening["ca"])
@@ -193,8 +194,8 @@ def tunnel(
             )
         with Child(*command, *run_args, env=env) as run:
             try:
-                edge.event("registered")
+                registered = edge.event("registered")
                 edge.event("configuration", applied=True)
             except AssertionError as error:
                 raise AssertionError(f"{error}\n--- connector:\n{run.text}") from None
-            yield Tunnel(edge, run, listening, state)
+            yield Tunnel(edge, run, listening, registered, state)

@@ -33,6 +33,19 @@ def make_link() -> None:
     if subprocess.run(command, check=False, capture_output=True, timeout=10).returncode:
         ip("link add w0 type veth peer name w1")
         ip("link set w1 up")
+    ip("link set w0 addrgenmode none")  # no address of its own accord, some time after it is up
+
+
+def link_up() -> None:
+    """Bring w0 up, and wait until the kernel has a carrier: it tells so later, in a notice of its own."""
+    ip("link set w0 up")
+    for _ in range(1000):
+        shown = subprocess.run(
+            ["ip", "-o", "link", "show", "w0"], check=True, capture_output=True, text=True, timeout=10
+        )
+        if "LOWER_UP" in shown.stdout and "state DOWN" not in shown.stdout:
+            return
+    raise AssertionError(f"w0 does not come up: {shown.stdout}")
 
 
 class Log:
@@ -85,7 +98,7 @@ async def changes() -> None:
 
 async def what_was_there_is_no_news() -> None:
     make_link()
-    ip("link set w0 up")
+    link_up()
     ip("addr add 192.0.2.1/24 dev w0")
     log = Log()
     source = Wakeups(log, min_interval=0.0)
@@ -103,7 +116,7 @@ async def what_was_there_is_no_news() -> None:
 async def too_many_at_once() -> None:
     wakeups.RECEIVE_BUFFER = 1  # the kernel makes it its minimum
     make_link()
-    ip("link set w0 up")
+    link_up()
     log = Log()
     source = Wakeups(log, min_interval=0.0)
     source.start()
