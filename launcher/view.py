@@ -239,8 +239,19 @@ class Console:
             print(text, file=self._out, flush=True)
         except (OSError, ValueError):  # the reader of the pipe left, or the terminal was closed
             self._lost = True
+            self._discard()
             if self.on_lost is not None:
                 self.on_lost()
+
+    def _discard(self) -> None:
+        """Send what is left in the stream's buffer nowhere: its flush at exit would fail and change the exit status."""
+        try:
+            descriptor = self._out.fileno()
+        except (OSError, ValueError):
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
     def _safe(self, text: str) -> str:
         for secret in self._secrets:

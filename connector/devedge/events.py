@@ -48,10 +48,22 @@ class EventLog:
             line = json.dumps(event, ensure_ascii=False) if self._json else self._human(name, fields)
             try:
                 print(line, file=self._output, flush=True)
-            except (BrokenPipeError, ValueError):
-                self._output = None  # the reader left: serving goes on
+            except (OSError, ValueError):
+                self._reader_left()
         for listener in list(self._listeners):
             listener(event)
+
+    def _reader_left(self) -> None:
+        """Serving goes on. What is left in the buffer goes nowhere: its flush at exit would change the exit status."""
+        output, self._output = self._output, None
+        try:
+            descriptor = output.fileno() if output is not None else -1
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+        except (OSError, ValueError):
+            return
+        if descriptor >= 0:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
     def _human(self, name: str, fields: dict[str, Any]) -> str:
         clock = datetime.datetime.now().strftime("%H:%M:%S")

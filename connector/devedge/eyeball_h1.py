@@ -306,8 +306,8 @@ class H1Visitor(asyncio.Protocol):
             self._close()
 
     def _close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.close()  # a second time, asyncio of 3.11.2 forgets what `abort` needs
 
     def _start_idle(self, limit: float) -> None:
         self._stop_idle()

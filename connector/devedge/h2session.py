@@ -331,7 +331,7 @@ class H2Session(asyncio.Protocol):
     def protocol_failed(self, reason: str) -> None:
         """The peer broke HTTP/2: a GOAWAY is on its way, nothing else can be."""
         self.failure = reason
-        if self.transport is not None:
+        if self.transport is not None and not self.transport.is_closing():
             self.transport.close()
 
     failure: str | None = None

@@ -79,7 +79,7 @@ class Splice(asyncio.Protocol):
         transport = self._transport
         if not self._origin_ended and transport.can_write_eof() and not transport.is_closing():
             transport.write_eof()
-        else:
+        elif not transport.is_closing():
             transport.close()
         self._drains.add(self)
 

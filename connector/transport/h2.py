@@ -151,7 +151,8 @@ class H2Link(asyncio.BufferedProtocol):
         if transport is None:
             return
         self._flush()
-        transport.close()
+        if not transport.is_closing():
+            transport.close()  # a second time, asyncio of 3.11.2 forgets what `abort` needs
         self._engine.connection_lost(self._error)
 
     def abort(self) -> None:

