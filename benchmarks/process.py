@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -99,11 +100,28 @@ def start(
 
 
 def stop(process: subprocess.Popen[bytes], limit: float = 3.0) -> None:
-    """End a child: asked first, then by force."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(limit)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    """End a child and what it started (a wrapper such as `perf` leaves its program): asked first, then by force."""
+    if process.poll() is not None:
+        return
+    members = family(process.pid)
+    for pid in reversed(members):  # the program before its wrapper, which then ends by itself
+        _signal(pid, signal.SIGTERM)
+    try:
+        process.wait(limit)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + limit
+    for pid in members[1:]:
+        while _signal(pid, 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> bool:
+    """Send a signal; returns whether the process is still there."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True

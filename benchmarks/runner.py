@@ -220,8 +220,6 @@ class Bench:
             yield running
         finally:
             for _, process in running:
-                process.terminate()
-            for _, process in running:
                 stop(process)
 
     def _run_start(self, result: RowResult) -> None:

@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import report
+from benchmarks.process import family, start, stop
 from benchmarks.rows import all_rows
 from benchmarks.runner import Bench, Contender, RowResult, other, ours
 
@@ -72,6 +74,18 @@ def test_a_connector_that_never_comes_is_an_error_of_its_rows(tmp_path: Path, mo
         item = report.row_object(it.run_row(row), ["none"])
     assert "no ready of none" in item["errors"]["none"]
     assert any("failed" in line for line in report.table_lines(item, wide=False))
+
+
+def test_what_a_wrapper_started_ends_with_it() -> None:
+    command = "import subprocess, sys; subprocess.run(['sleep', '60'])"
+    process = start([sys.executable, "-c", command], core=None)
+    for _ in range(1000):
+        if len(family(process.pid)) == 2:
+            break
+        threading.Event().wait(0.01)
+    _, inner = family(process.pid)
+    stop(process)
+    assert not Path(f"/proc/{inner}").exists() or "Z" in Path(f"/proc/{inner}/stat").read_text().split()[2]
 
 
 def test_ratios_and_medians() -> None:
