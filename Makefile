@@ -129,6 +129,10 @@ coverage: $(VENV)/dev.stamp broker  ## The tests with branch coverage; report in
 	$(BIN)/coverage report
 	$(BIN)/coverage html -q
 
+.PHONY: bench
+bench: $(VENV)/dev.stamp  ## Connectors side by side; CLOUDFLARED=/path adds the original; ARGS=--quick is short
+	$(BIN)/python -m benchmarks $(ARGS)
+
 .PHONY: fuzz
 fuzz: $(VENV)/dev.stamp  ## Long fuzzing of every decoder (minutes; CI runs a bounded smoke of it)
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/fuzz $(ARGS)
