@@ -30,8 +30,8 @@ control stream only answers come, of a few hundred bytes. Precedent: cloudflared
 class SocketBridge:
     """One bridged stream; a StreamSink. Hand `take_socket()` to whoever wants a socket; `close` when that is done.
 
-    `held` keeps what the edge sends here until `release`: pycapnp crashes under uvloop when a byte lies in its socket
-    before it reads for the first time.
+    `held` keeps what the edge sends here until `release`, the end included: pycapnp crashes under uvloop when its
+    socket is readable before it reads for the first time.
 
     The far end closing (or shutting down its writing side) ends the response after `farewell`; the edge ending its side
     shows there as end of file. `error` tells why the stream was given up, None while it was not.
@@ -83,7 +83,7 @@ class SocketBridge:
     def on_data(self, data: Buffer) -> None:
         """Pass payload on; what the socket does not take waits, uncredited."""
         near = self._near
-        if near is None:
+        if near is None or self.error is not None:
             self._port.consumed(len(data))
             return
         try:
@@ -251,4 +251,11 @@ class SocketBridge:
         self.error = error
         self._sent_eof = True
         self._port.reset(ResetCode.PROTOCOL)
+        near = self._near
+        if self._held and self._far is None and near is not None:
+            # Whoever took the far end does not read it yet: an end of file now would crash pycapnp as a byte would.
+            # `release` shows it; the far end closing ends the rest.
+            self._eof_received = True
+            self._loop.add_reader(near, self._on_readable)  # it may have been paused
+            return
         self.close()

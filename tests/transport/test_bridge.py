@@ -240,3 +240,35 @@ def test_mutated_answers_end_in_details_or_registration_error(seed: int, loop: L
     before = open_descriptors()
     run(main(), loop_factory=loop)
     assert open_descriptors() <= before
+
+
+@both_loops
+@pytest.mark.parametrize("turns", range(1, 7))
+@pytest.mark.parametrize("garbage", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" * 50_000], ids=["http", "ones"])
+def test_garbage_while_pycapnp_takes_the_socket(garbage: bytes, turns: int, loop: Loop) -> None:
+    """The end that the bridge makes of it is held back like data: pycapnp would end the process with it."""
+
+    async def main() -> None:
+        async with capnp.kj_loop():
+            port = Port()
+            bridge = SocketBridge(port, loop=asyncio.get_running_loop(), held=True)
+
+            async def register() -> None:
+                async with RegistrationClient(bridge) as client:
+                    await client.register(
+                        Token("a", b"b", uuid.UUID(int=2)), 0, ConnectionOptions(client_id=uuid.UUID(int=1)), 5
+                    )
+
+            call = asyncio.ensure_future(register())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert bridge._far is None
+            bridge.on_data(garbage)
+            bridge.on_data(b"and more of it")
+            with pytest.raises(EdgeLostError, match="no RPC"):
+                await call
+            await bridge.ended
+            assert port.calls[-2:] == ["reset PROTOCOL", "stop"]
+            assert port.credit == len(garbage) + len(b"and more of it")
+
+    run(main(), loop_factory=loop)
