@@ -32,9 +32,9 @@ def origin_context(settings: OriginSettings) -> ssl.SSLContext:
         try:
             with open(settings.ca_pool, encoding="utf-8", errors="replace") as file:
                 pem = file.read()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no path at all, such as one with a null character
             raise ConfigError(
-                f"caPool {settings.ca_pool!r} cannot be read: {error.strerror}",
+                f"caPool {settings.ca_pool!r} cannot be read: {getattr(error, 'strerror', None) or error}",
                 advice="check the path as this process sees it (inside a container: is the file mounted?)",
             ) from None
         try:

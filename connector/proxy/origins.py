@@ -18,7 +18,7 @@ import socket
 import ssl
 from typing import Any, Final, Protocol, cast
 
-from connector.errors import OriginError
+from connector.errors import OriginDialError, OriginError
 from connector.proxy import limits
 from connector.proxy.ingress import OriginSettings, Service
 from connector.proxy.origin_tls import connect_error, connect_timeout, origin_context, tls_error, tls_timeout
@@ -76,7 +76,7 @@ class OriginConnection(asyncio.Protocol):
         """Hand the connection to its user, or keep it."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=limits.ORIGIN_HIGH_WATER)
-        self.pool.opened(self)
+        self.pool.opened(self, self._intended)
         # Not at once: a transport may not be paused or aborted yet (uvloop). Nothing can arrive before, except what
         # came along with a TLS handshake.
         self.pool.call_soon(self._settle)
@@ -128,6 +128,12 @@ class OriginConnection(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.close()
 
+    def disown(self, error: Exception) -> None:
+        """Take it that the dial failed after `connection_made`: uvloop closes the transport then and tells nobody."""
+        self._intended = None
+        if self.pool.holds(self):
+            self.connection_lost(error)
+
     def abort(self) -> None:
         """End the connection now; the user hears nothing more of it."""
         self.user = None
@@ -166,7 +172,7 @@ class OriginPool:
         self._idle: dict[str, list[OriginConnection]] = {}
         self._idle_count = 0
         self._open: set[OriginConnection] = set()
-        self._waiting: dict[OriginUser, tuple[str, asyncio.Task[None], bool]] = {}
+        self._waiting: dict[OriginUser, tuple[str, asyncio.Task[None] | None, bool]] = {}
         self._dials: set[asyncio.Task[Any]] = set()
         self._lookup: asyncio.Task[list[AddressInfo]] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -228,7 +234,7 @@ class OriginPool:
     def cancel(self, user: OriginUser) -> None:
         """Forget a user that waits; its dial ends."""
         waiting = self._waiting.pop(user, None)
-        if waiting is not None:
+        if waiting is not None and waiting[1] is not None:
             waiting[1].cancel()
 
     def release(self, connection: OriginConnection) -> None:
@@ -281,10 +287,16 @@ class OriginPool:
 
     # -- called by connections
 
-    def opened(self, connection: OriginConnection) -> None:
-        """Count a new connection."""
+    def opened(self, connection: OriginConnection, intended: OriginUser | None) -> None:
+        """Count a new connection. Its dial is as good as done: ending it now would close the transport behind us."""
         self._open.add(connection)
         self.dialled += 1
+        if intended is not None and (waiting := self._waiting.get(intended)) is not None:
+            self._waiting[intended] = (waiting[0], None, waiting[2])
+
+    def holds(self, connection: OriginConnection) -> bool:
+        """Tell whether a connection was opened and not lost."""
+        return connection in self._open
 
     def settle(self, connection: OriginConnection, intended: OriginUser) -> None:
         """Give a new connection to the user that it was dialled for, or to whoever waits, or keep it."""
@@ -331,8 +343,17 @@ class OriginPool:
         try:
             await self._connect(user, key)
         except OriginError as error:
-            if self._waiting.pop(user, None) is not None:
-                user.on_dial_failed(error)
+            failed = error
+        except Exception as error:  # whatever it was: a user that waits is never left without an answer
+            self._loop.call_exception_handler({"message": "dialling an origin raised", "exception": error})
+            failed = OriginDialError(
+                f"origin {self.service.text}: cannot connect: {type(error).__name__}: {error}",
+                advice="this is a bug in the connector; please report it with this line",
+            )
+        else:
+            return
+        if self._waiting.pop(user, None) is not None:
+            user.on_dial_failed(failed)
 
     async def _connect(self, user: OriginUser, key: str) -> None:
         limit = self.settings.connect_timeout
@@ -357,9 +378,11 @@ class OriginPool:
     async def _wrap(self, sock: socket.socket, user: OriginUser, key: str, name: str | None) -> None:
         """Turn a connected socket into an OriginConnection, after a TLS handshake where one is due."""
         make = self._loop.create_unix_connection if self.service.path else self._loop.create_connection
+        connection = OriginConnection(self, key, user)
         try:
-            await make(lambda: OriginConnection(self, key, user), sock=sock, ssl=self._context, server_hostname=name)
+            await make(lambda: connection, sock=sock, ssl=self._context, server_hostname=name)
         except BaseException:
+            connection.disown(ConnectionAbortedError("the dial was ended"))
             sock.close()
             raise
 

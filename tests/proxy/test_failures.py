@@ -14,7 +14,9 @@ from connector.protocol.ports import ResponseSource
 from connector.proxy import origins
 from tests.proxy.conftest import Runner
 from tests.proxy.rig import Rig, rig
+from tests.support.aio import run, until
 from tests.support.certs import Authority
+from tests.support.loops import LOOPS
 from tests.support.raw_origin import RawConnection, RawOrigin, answering
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -49,6 +51,66 @@ def test_refused(websocket: bool, on_loop: Runner) -> None:
             assert "container" in fields["advice"]
             assert "9001" in fields["advice"]
             assert fields["cause"] == "dial"
+
+    on_loop(main())
+
+
+async def _leave_while_dialling(origin: RawOrigin) -> None:
+    """Leave after every number of loop turns; whoever comes next is served."""
+    async with rig(origin.url, {"noTLSVerify": True}) as it:
+        pool = it.pool()
+        for turns in range(40):
+            pool.close()  # nothing is idle: the next request must dial
+            pool._closed = False
+            leaver = it.open()
+            leaver.send_eof()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            leaver.peer_reset()
+            port = it.open()
+            port.send_eof()
+            assert await port.head() == 200
+            assert await port.whole() == b"ok"
+        await until(lambda: pool.open == pool.idle)
+        assert not it.failures()
+
+
+def test_an_eyeball_that_leaves_while_the_origin_is_dialled_spoils_nothing(on_loop: Runner) -> None:
+    """A dial that is ended after it brought a connection left a dead one to the next request."""
+
+    async def main() -> None:
+        async with RawOrigin(answering(OK)) as origin:
+            await _leave_while_dialling(origin)
+
+    on_loop(main())
+
+
+def test_an_eyeball_that_leaves_during_the_tls_handshake_spoils_nothing(tmp_path: Path) -> None:
+    """On uvloop only: asyncio 3.13 itself loses the socket of a TLS connection that is cancelled in its first turn."""
+
+    async def main() -> None:
+        async with RawOrigin(answering(OK), tls=Authority().server_context(tmp_path, "localhost")) as origin:
+            await _leave_while_dialling(origin)
+
+    run(main(), loop_factory=LOOPS["uvloop"])
+
+
+@pytest.mark.parametrize("problem", [OverflowError("int too large"), ValueError("what?")])
+def test_a_dial_that_raises_something_else_is_still_an_answer(
+    problem: Exception, on_loop: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise problem
+
+    async def main() -> None:
+        reported: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        async with rig("http://127.0.0.1:1") as it:
+            monkeypatch.setattr(it.pool(), "_open_tcp", broken)
+            fields = await failure(it)
+            assert type(problem).__name__ in fields["error"]
+            assert "report" in fields["advice"]
+        assert [context["exception"] for context in reported] == [problem]
 
     on_loop(main())
 
@@ -214,10 +276,11 @@ def test_websocket_over_tls(on_loop: Runner, tmp_path: Path) -> None:
     on_loop(main())
 
 
-def test_unreadable_ca_pool_rejects_the_configuration(on_loop: Runner) -> None:
+@pytest.mark.parametrize("path", ["/no/such/file.pem", "/", "no\0path"])
+def test_unreadable_ca_pool_rejects_the_configuration(path: str, on_loop: Runner) -> None:
     async def main() -> None:
         with pytest.raises(ConfigError, match="caPool"):
-            async with rig("https://localhost:1", {"caPool": "/no/such/file.pem"}):
+            async with rig("https://localhost:1", {"caPool": path}):
                 pass
 
     on_loop(main())
