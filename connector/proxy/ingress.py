@@ -174,6 +174,8 @@ def _ascii_hostname(name: str) -> str:
 # -- remote configuration
 
 _MISSING: Final = object()
+_INT64: Final = range(-(2**63), 2**63)
+"""What Go reads as a number; a loop's clock takes all of it."""
 
 
 class _Object:
@@ -183,7 +185,7 @@ class _Object:
         if value is None:
             value = {}
         if not isinstance(value, dict):
-            raise ConfigError(f"{where} must be a JSON object, not {_json_type(value)}")
+            raise ConfigError(f"{where or 'the configuration'} must be a JSON object, not {_json_type(value)}")
         self._where = where
         self._values = {str(key).lower(): item for key, item in value.items()}
 
@@ -202,6 +204,8 @@ class _Object:
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "boolean"):
             want = "an integer number of seconds" if kind == "seconds" else f"a JSON {kind}"
             raise ConfigError(f"{self.name(key)} must be {want}, not {_json_type(value)}")
+        if isinstance(value, int) and value not in _INT64:
+            raise ConfigError(f"{self.name(key)} does not fit into 64 bits")
         return value
 
     def strings(self, key: str) -> tuple[str, ...]:
@@ -384,9 +388,10 @@ def parse_service(text: str, *, bastion: bool = False) -> Service:
         number = text[12:]
         if not re.fullmatch(r"[+-]?[0-9]+", number):
             raise ConfigError(f"invalid HTTP status code: {number!r} is not a number")
-        if not 100 <= int(number) <= 999:
-            raise ConfigError(f"invalid HTTP status code: {int(number)} is not between 100 and 999")
-        return Service(ServiceKind.STATUS, text, status=int(number))
+        shown = number.lstrip("+").lstrip("0") or "0"  # int() refuses thousands of digits
+        if len(shown) != 3 or not 100 <= int(shown) <= 999:
+            raise ConfigError(f"invalid HTTP status code: {shown[:20]} is not between 100 and 999")
+        return Service(ServiceKind.STATUS, text, status=int(shown))
     if text in {"hello_world", "hello-world"}:
         return Service(ServiceKind.HELLO, text)
     if text == "socks-proxy":

@@ -80,13 +80,15 @@ def test_a_zero_value_of_a_rule_counts_as_set() -> None:
 
 
 WRONG: list[tuple[Any, str]] = [
-    ([], "must be a JSON object, not a list"),
+    ([], "^the configuration must be a JSON object, not a list"),
     ({"ingress": {}}, "ingress must be a JSON list, not an object"),
     ({"ingress": ["x"]}, r"ingress\[0\] must be a JSON object"),
     ({"ingress": [{"service": 5}]}, r"ingress\[0\].service must be a JSON string, not a number"),
     ({"originRequest": {"connectTimeout": 1.5}}, "originRequest.connectTimeout must be an integer number of seconds"),
     ({"originRequest": {"connectTimeout": "30s"}}, "connectTimeout must be an integer number of seconds, not a string"),
     ({"originRequest": {"connectTimeout": True}}, "connectTimeout must be an integer"),
+    ({"originRequest": {"connectTimeout": 10**400}}, "originRequest.connectTimeout does not fit into 64 bits"),
+    ({"originRequest": {"keepAliveTimeout": -(2**63) - 1}}, "originRequest.keepAliveTimeout does not fit into 64 bits"),
     ({"originRequest": {"noTLSVerify": "yes"}}, "noTLSVerify must be a JSON boolean"),
     ({"originRequest": {"httpHostHeader": "a\r\nb"}}, "httpHostHeader is not a host name"),
     ({"warp-routing": {"maxActiveFlows": "1"}}, "warp-routing.maxActiveFlows must be"),
@@ -123,6 +125,8 @@ INVALID: list[tuple[list[dict[str, Any]], str]] = [
     ([{"service": "http_status:abc"}], "^invalid HTTP status code"),
     ([{"service": "http_status:99"}], "^invalid HTTP status code"),
     ([{"service": "http_status:1000"}], "^invalid HTTP status code"),
+    ([{"service": "http_status:" + "9" * 5_000}], "^invalid HTTP status code: 9{20} is not between"),
+    ([{"service": "http_status:-200"}], "^invalid HTTP status code: -200 is not between"),
     ([{"service": "foo://h"}], "needs a port"),
     (
         [{"service": "http://h", "originRequest": {"access": {"required": True, "audTag": ["x"]}}}],
@@ -154,6 +158,7 @@ SERVICES: list[tuple[str, dict[str, Any]]] = [
     ("unix:/run/x.sock", {"kind": ServiceKind.HTTP, "path": "/run/x.sock", "tls": False, "authority": "localhost"}),
     ("unix+tls:x.sock", {"kind": ServiceKind.HTTP, "path": "x.sock", "tls": True}),
     ("http_status:503", {"kind": ServiceKind.STATUS, "status": 503}),
+    ("http_status:+0404", {"kind": ServiceKind.STATUS, "status": 404}),
     ("hello_world", {"kind": ServiceKind.HELLO}),
     ("hello-world", {"kind": ServiceKind.HELLO}),
     ("bastion", {"kind": ServiceKind.BASTION}),
