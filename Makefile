@@ -142,7 +142,7 @@ COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate
 .PHONY: lock
 lock: $(VENV)/dev.stamp  ## Refresh both lock files (versions and hashes; they name no host)
 	$(PIP) $(BIN)/python -m pip install -q uv
-	$(COMPILE) --upgrade --extra embedded-broker --extra build --extra dev pyproject.toml -o tests/requirements.lock
+	$(COMPILE) --upgrade --extra embedded-broker --extra tui --extra build --extra dev pyproject.toml -o tests/requirements.lock
 	$(COMPILE) --constraint tests/requirements.lock --extra embedded-broker --extra build pyproject.toml -o requirements.lock
 
 .PHONY: clean

@@ -49,6 +49,7 @@ class QuicEdgeStream:
         self.received = 0
         self.keep = True
         self.ended = asyncio.Event()
+        self.whole = False
         self.reset: int | None = None
         self.stopped: int | None = None
         self.on_data: Callable[[bytes], None] | None = None
@@ -102,6 +103,7 @@ class QuicEdgeStream:
     async def body(self, limit: float = 20) -> bytes:
         await self.until(self.ended.is_set, limit)
         assert self.reset is None, "the stream was reset"
+        assert self.whole, f"the connection closed: {self.connection.close_code} {self.connection.close_reason}"
         return bytes(self.data)
 
     async def read(self, size: int, limit: float = 10) -> bytes:
@@ -200,6 +202,7 @@ class MiniQuicConnection(QuicConnectionProtocol):
             if event.data:
                 stream.receive(event.data)
             if event.end_stream:
+                stream.whole = True
                 stream.end()
             stream.changed()
         elif isinstance(event, events.StreamReset):
