@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import signal
 import socket
 import sys
 import uuid
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import capnp
@@ -27,6 +25,7 @@ from connector.app.config import RunConfig
 from connector.app.dialler import Dialler
 from connector.app.logs import Logger, capture_stdlib
 from connector.app.orchestrator import Orchestrator
+from connector.app.signals import Signals, StoppedEarlyError
 from connector.app.state import TunnelState
 from connector.app.supervisor import Supervisor
 from connector.errors import ConnectorError, UsageError
@@ -68,11 +67,13 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _main(config: RunConfig, log: Logger) -> int:
+    loop = asyncio.get_running_loop()
+    signals = Signals(loop, log)
+    signals.install()  # before anything that may take long: a signal must never find Python's default in force
     capture_stdlib(log)
     _raise_file_limit()
     connector_id = uuid.uuid4()
     _log_start(config, log, connector_id)
-    loop = asyncio.get_running_loop()
     dispatcher = Dispatcher(
         ingress=ingress_from_url(config.url) if config.url else DEFAULT_INGRESS,
         connector_id=connector_id,
@@ -88,7 +89,12 @@ async def _main(config: RunConfig, log: Logger) -> int:
         stack.push_async_callback(dispatcher.close)
         dialler = Dialler(config, dispatcher.accept, orchestrator)
         log.info(f"Initial protocol {dialler.protocol}")
-        book = await find_edge(config, log)
+        try:
+            async with signals.starting():
+                book = await find_edge(config, log)
+        except StoppedEarlyError:
+            log.info("Tunnel server stopped")
+            return 0
         wanted = min(config.ha_connections, book.capacity)
         if wanted < config.ha_connections:
             log.info(f"You requested {config.ha_connections} HA connections but I can give you at most {wanted}.")
@@ -108,8 +114,7 @@ async def _main(config: RunConfig, log: Logger) -> int:
             log.info(f"Starting metrics server on {health.address}/metrics")
         supervisor = Supervisor(state, wanted)
         state.on_first_registration = lambda: _announce(config, log)
-        signals = _Signals(loop, log, supervisor.stop)
-        signals.install()
+        signals.then(supervisor.stop)
         try:
             await supervisor.run()
         except ConnectorError as error:
@@ -184,37 +189,3 @@ def _announce(config: RunConfig, log: Logger) -> None:
                 notify.send(b"READY=1")
         except OSError as error:
             log.warn("Unable to notify systemd", error=str(error))
-
-
-_SIGNALS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupt"}
-
-
-class _Signals:
-    """SIGTERM and SIGINT: the first stops gracefully, the second ends the process at once."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, log: Logger, stop: Callable[[], None]) -> None:
-        self._loop = loop
-        self._log = log
-        self._stop = stop
-
-    def install(self) -> None:
-        for number in _SIGNALS:
-            if sys.platform == "win32":
-                signal.signal(number, lambda number, _: self._loop.call_soon_threadsafe(self._first, number))
-            else:
-                self._loop.add_signal_handler(number, self._first, number)
-
-    def _first(self, number: int) -> None:
-        for each in _SIGNALS:
-            if sys.platform != "win32":
-                self._loop.remove_signal_handler(each)
-            signal.signal(each, self._second)
-        self._log.info(f"Initiating graceful shutdown due to signal {_SIGNALS[signal.Signals(number)]} ...")
-        self._stop()
-
-    @staticmethod
-    def _second(number: int, _: FrameType | None) -> None:
-        """Die of the signal itself. Process 1 of a container cannot: the kernel drops it there, so exit by hand."""
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-        os._exit(128 + number)

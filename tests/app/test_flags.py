@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from connector.app.flag_table import ALIASES, FLAGS, GROUPS, LATER, NO_EFFECT, USED
@@ -123,6 +123,7 @@ def test_levels_are_read_without_case() -> None:
     assert flags("--loglevel", "WARNING").text("loglevel") == "warn"
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first text of a process takes a second on a busy machine
 @given(st.lists(st.text(max_size=12), max_size=6))
 def test_any_command_line_parses_or_is_a_usage_error(argv: list[str]) -> None:
     try:

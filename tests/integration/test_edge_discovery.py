@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.aio import run, until
 from tests.support.dns_server import Zone
 from tests.support.dns_thread import dns_server
 from tests.support.processes import Child, Event, dev_edge, edge_token
@@ -83,6 +84,20 @@ def test_without_any_answer_the_start_ends_with_1(tmp_path: Path) -> None:
         assert "Cannot find the addresses of the edge" in child.text
         assert "--edge HOST:PORT" in child.text
         assert "Traceback" not in child.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_slow_look_up_ends_the_start_gracefully(tmp_path: Path, number: int) -> None:
+    with dev_edge(tmp_path, "--ingress", "http_status:204") as (_, listening), dns_server({}) as dns:
+        dns.silent |= {"udp", "tcp", "tls", "https"}
+        with start(tmp_path, dns.port, ca=listening["ca"]) as child:
+            child.message("Initial protocol")
+            run(until(lambda: ("udp", *SRV) in dns.questions, limit=20, what="the first question"))
+            child.signal(number)
+            child.message("Initiating graceful shutdown")
+            child.message("Tunnel server stopped")
+            assert child.wait() == 0
+            assert "Traceback" not in child.text
 
 
 def test_the_ip_version_that_nobody_has_is_an_error(tmp_path: Path) -> None:
