@@ -155,6 +155,7 @@ def _change_peer_window(connection: H2Connection, value: int) -> None:
         if stream.send_window + change > WINDOW_LIMIT:
             raise H2Error(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE past the largest window")
         stream.send_window += change
+        stream.granted += change
         if stream.pending is not None and stream.send_window > 0:
             connection.wait_turn(stream)
 
@@ -195,6 +196,7 @@ def _receive_window_update(connection: H2Connection, flags: int, stream_id: int,
         connection.peer_fault(stream, ErrorCode.FLOW_CONTROL_ERROR, "WINDOW_UPDATE past the largest window")
     else:
         stream.send_window += increment
+        stream.granted += increment
         if stream.pending is not None and stream.send_window > 0:
             connection.wait_turn(stream)
 

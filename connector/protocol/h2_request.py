@@ -28,6 +28,7 @@ from connector.wire.h2_headers import (
 PLAIN, PSEUDO, SPECIAL = 0, 1, 2
 
 _PSEUDO_NAMES = (b":method", b":scheme", b":authority", b":path")
+TRACE = b"cf-trace-id"
 _CONNECTION_SPECIFIC = (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 _SPECIAL_NAMES = (
     *_CONNECTION_SPECIFIC,
@@ -39,6 +40,7 @@ _SPECIAL_NAMES = (
     b"trailer",
     CONNECTION_UPGRADE,
     TCP_SOURCE,
+    TRACE,
 )
 _classes: dict[bytes, int] = dict.fromkeys(_PSEUDO_NAMES, PSEUDO) | dict.fromkeys(_SPECIAL_NAMES, SPECIAL)
 
@@ -100,7 +102,10 @@ def decode_request(fields: list[tuple[bytes, bytes]], ended: bool) -> tuple[Requ
     content_length = 0 if ended else -1
     expects_continue = False
     request_kind = RequestKind.HTTP
+    trace = b""
     if special:
+        if TRACE in special:
+            trace = special[TRACE][-1]
         if not host and b"host" in special:
             host = _check_host(special[b"host"][0])
         _check_connection_specific(special)
@@ -117,7 +122,7 @@ def decode_request(fields: list[tuple[bytes, bytes]], ended: bool) -> tuple[Requ
             else:
                 headers.append((b"expect", value))
         request_kind = _kind(special)
-    return Request(request_kind, method, target, host, headers, content_length, scheme), expects_continue
+    return Request(request_kind, method, target, host, headers, content_length, scheme, trace), expects_continue
 
 
 def _check_host(host: bytes) -> bytes:

@@ -33,6 +33,7 @@ from connector.wire.h2_headers import (
     META_FLOW_LIMITED_FIELD,
     META_ORIGIN_FIELD,
     STATUS_FIELDS,
+    TRACING_HEADER,
     content_length_field,
     encode_serialised_headers,
     is_field_name,
@@ -103,8 +104,10 @@ class H2Stream:
         "body_left",
         "closed",
         "connection",
+        "credited",
         "discarding",
         "eof_queued",
+        "granted",
         "head_only",
         "kind",
         "owed",
@@ -117,6 +120,7 @@ class H2Stream:
         "send_ended",
         "send_window",
         "sink",
+        "spans",
         "stream_id",
         "streaming",
         "trailers",
@@ -131,6 +135,9 @@ class H2Stream:
         self.head_only = request.method == b"HEAD"  # the response ends with its head
         self.receive_window = connection.limits.stream_window
         self.send_window = send_window
+        self.granted = send_window  # all credit that the peer gave: what is gone of it was sent
+        self.credited = self.receive_window  # all credit that the peer got
+        self.spans = b""
         self.owed = 0  # consumed, but not yet given back as credit
         self.body_left = request.content_length  # what it still allows; -1: no content-length
         self.receiving = request.content_length < 0  # = not receive_ended and not discarding and body_left < 0
@@ -169,6 +176,8 @@ class H2Stream:
             if source != ResponseSource.ORIGIN and status >= 400 and not headers:
                 headers = _EMPTY_ANSWER
         head += content_length_field(headers)
+        if self.spans:
+            head += hpack_literal(TRACING_HEADER, self.spans)
         bodiless = self.head_only or (status in _NO_BODY_STATUS and self.kind <= RequestKind.WEBSOCKET)
         self._send_headers(head, bodiless)
         if bodiless:
@@ -247,6 +256,10 @@ class H2Stream:
             connection.owed = owed
             if owed >= connection.credit_due:
                 connection.send_credit()
+
+    def traffic(self) -> tuple[int, int]:
+        """Payload bytes (padding included) received and sent: what is gone of the windows."""
+        return self.credited - self.receive_window, self.granted - self.send_window
 
     # --- for the connection ----------------------------------------------------------------------------------------
 
@@ -388,6 +401,7 @@ class H2Stream:
         self.owed = 0
         if owed > 0:
             self.receive_window += owed
+            self.credited += owed
             if not self.receive_ended:
                 connection.append(encode_window_update(self.stream_id, owed))
 

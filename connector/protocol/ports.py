@@ -53,10 +53,10 @@ class Request:
     `method` (`b"GET"`), `target` (`:path` with query, as received), `host` (`:authority`, or `host` when missing,
     may hold a port), `scheme`; `headers` without pseudo headers, without `host`, without the `cf-cloudflared-proxy-*`
     control headers, `cookie` fields joined. `content_length` is -1 when unknown (the stream stays open without
-    a content-length) and 0 when there is no body.
+    a content-length) and 0 when there is no body. `trace` is the value of `cf-trace-id`, which is never in `headers`.
     """
 
-    __slots__ = ("content_length", "headers", "host", "kind", "method", "scheme", "target")
+    __slots__ = ("content_length", "headers", "host", "kind", "method", "scheme", "target", "trace")
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class Request:
         headers: Headers,
         content_length: int = -1,
         scheme: bytes = b"https",
+        trace: bytes = b"",
     ) -> None:
         self.kind = kind
         self.method = method
@@ -75,6 +76,7 @@ class Request:
         self.headers = headers
         self.content_length = content_length
         self.scheme = scheme
+        self.trace = trace
 
     def __repr__(self) -> str:
         return f"<Request {self.kind.name} {self.method!r} {self.host!r} {self.target!r}>"
@@ -114,6 +116,9 @@ class StreamPort(Protocol):
     are no-ops. `on_*` is never called from inside `respond`, `write`, `write_eof`; `pause_writing` may be.
     """
 
+    spans: bytes
+    """Set before `respond`: the base64 of this request's spans, for the header `cf-int-cloudflared-tracing`."""
+
     def respond(self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN) -> None:
         """Send the response head. 101 is allowed: the transport translates it (HTTP/2: to 200)."""
 
@@ -131,6 +136,9 @@ class StreamPort(Protocol):
 
     def consumed(self, n: int) -> None:
         """The origin accepted `n` more bytes: the only thing that gives receive credit back."""
+
+    def traffic(self) -> tuple[int, int]:
+        """Payload bytes from the edge and to it so far; also after the end. Nothing is paid for it per chunk."""
 
 
 Acceptor = Callable[[Request, StreamPort], StreamSink]

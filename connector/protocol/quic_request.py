@@ -25,6 +25,9 @@ DATA_PREAMBLE = DATA_SIGNATURE + VERSION
 
 HEADER_KEY = b"HttpHeader"
 
+_TRACE = b"cf-trace-id"
+_SPANS = b"Cf-Int-Cloudflared-Tracing"
+
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"trailer"))
 _KINDS = (RequestKind.HTTP, RequestKind.WEBSOCKET, RequestKind.TCP)
 
@@ -44,7 +47,7 @@ def decode_connect(connect: ConnectRequest) -> Request:
     kind = _KINDS[connect.kind]
     if kind is RequestKind.TCP:
         return _tcp_request(connect)
-    method = host = origin_form_host = b""
+    method = host = origin_form_host = trace = b""
     headers: list[tuple[bytes, bytes]] = []
     cookies: list[bytes] = []
     length = -1
@@ -67,6 +70,8 @@ def decode_connect(connect: ConnectRequest) -> Request:
                 cookies.append(value)
             elif name == b"host":
                 origin_form_host = origin_form_host or value
+            elif name == _TRACE:
+                trace = value
             elif name == b"te":
                 if value.lower() == b"trailers":
                     headers.append((name, b"trailers"))
@@ -79,9 +84,6 @@ def decode_connect(connect: ConnectRequest) -> Request:
             method = value
         elif key == b"HttpHost":
             host = value
-        elif key == b"cf-trace-id" and is_field_value(value):
-            headers = [field for field in headers if field[0] != key]
-            headers.append((key, value))
     if cookies:
         headers.append((b"cookie", b"; ".join(cookies)))
     method = method or b"GET"
@@ -98,15 +100,16 @@ def decode_connect(connect: ConnectRequest) -> Request:
         length = max(length, 0)
         if length:
             headers.append((b"content-length", b"%d" % length))
-    return Request(kind, method, target, host, headers, length, scheme)
+    return Request(kind, method, target, host, headers, length, scheme, trace)
 
 
 def _tcp_request(connect: ConnectRequest) -> Request:
     if not connect.dest or connect.dest.translate(None, b" \t/\\") != connect.dest or not is_field_value(connect.dest):
         raise RequestError(f"invalid TCP destination {connect.dest[:64]!r}")
-    wanted = {b"FlowID": b"flowid", b"cf-trace-id": b"cf-trace-id"}
-    fields = {wanted[key]: value for key, value in connect.metadata if key in wanted and is_field_value(value)}
-    return Request(RequestKind.TCP, b"CONNECT", connect.dest, connect.dest, list(fields.items()), -1)
+    fields = {key: value for key, value in connect.metadata if is_field_value(value)}
+    headers = [(b"flowid", fields[b"FlowID"])] if b"FlowID" in fields else []
+    trace = fields.get(_TRACE, b"")
+    return Request(RequestKind.TCP, b"CONNECT", connect.dest, connect.dest, headers, -1, trace=trace)
 
 
 def _content_length(value: bytes, before: int) -> int:
@@ -151,12 +154,17 @@ def _header_key(name: bytes) -> bytes:
     return key
 
 
-def encode_head(status: int, headers: Headers) -> bytes:
-    """Return preamble and ConnectResponse of an HTTP or WebSocket response; nothing is filtered, 101 stays 101."""
+def encode_head(status: int, headers: Headers, spans: bytes = b"") -> bytes:
+    """Return preamble and ConnectResponse of an HTTP or WebSocket response; nothing is filtered, 101 stays 101.
+
+    `spans` is the base64 that a traced request gets back.
+    """
     keys = _keys
     metadata = [(b"HttpStatus", b"%d" % status)]
     for name, value in headers:
         metadata.append((keys.get(name) or _header_key(name), value))
+    if spans:
+        metadata.append((HEADER_KEY + b":" + _SPANS, spans))
     return DATA_PREAMBLE + encode_connect_response(b"", metadata)
 
 
@@ -167,3 +175,8 @@ def encode_error(text: bytes, source: ResponseSource = ResponseSource.CONNECTOR)
 
 
 TCP_ACCEPTED = DATA_PREAMBLE + encode_connect_response()
+
+
+def encode_accepted(spans: bytes) -> bytes:
+    """Return TCP_ACCEPTED with the spans of a traced stream."""
+    return DATA_PREAMBLE + encode_connect_response(b"", ((_SPANS, spans),)) if spans else TCP_ACCEPTED

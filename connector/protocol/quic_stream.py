@@ -29,10 +29,10 @@ from connector.protocol.quic_request import (
     REFUSED,
     RPC_SIGNATURE,
     SIGNATURE_LENGTH,
-    TCP_ACCEPTED,
     VERSION,
     RequestError,
     decode_connect,
+    encode_accepted,
     encode_error,
     encode_head,
 )
@@ -89,10 +89,13 @@ class QuicStream:
         "paused",
         "raw",
         "receive_ended",
+        "received",
         "receiving",
         "responded",
         "send_ended",
+        "sent",
         "sink",
+        "spans",
         "stopped",
         "stream_id",
         "streaming",
@@ -118,6 +121,9 @@ class QuicStream:
         self.streaming = raw  # = responded, not ended, and the status allows a body
         self.bodiless = False
         self.send_ended = False
+        self.received = 0  # payload bytes that the sink got
+        self.sent = 0  # payload bytes that the engine got
+        self.spans = b""
         self.unsent = 0  # at least what waits for transmission
         self.paused = False  # the sink was told pause_writing
         self.closed = False
@@ -137,16 +143,17 @@ class QuicStream:
             self.bodiless = True
         elif self.kind is RequestKind.TCP:
             refused = status not in {101, 200}
-            head = encode_error(REFUSED if status < 500 else ORIGIN_FAILED) if refused else TCP_ACCEPTED
+            head = encode_error(REFUSED if status < 500 else ORIGIN_FAILED) if refused else encode_accepted(self.spans)
             self.bodiless = refused
         elif source is ResponseSource.CONNECTOR and status == 502:
             head = encode_error(ORIGIN_FAILED)
             self.bodiless = True
         else:
-            head = encode_head(status, headers)
+            head = encode_head(status, headers, self.spans)
             self.bodiless = self.bodiless or status in _BODILESS_STATUS
         self.streaming = not self.bodiless
         self._send(head)
+        self.sent = 0
 
     def write(self, data: Buffer) -> None:
         """Hand payload to the engine; pause the sink when too much waits there."""
@@ -201,6 +208,10 @@ class QuicStream:
             self.lent -= n
             self.streams.consumed(self.stream_id, n)
 
+    def traffic(self) -> tuple[int, int]:
+        """Payload bytes received and sent."""
+        return self.received, self.sent
+
     # --- for QuicStreams -------------------------------------------------------------------------------------------
 
     def receive(self, data: Buffer, fin: bool) -> None:
@@ -233,6 +244,7 @@ class QuicStream:
     def _deliver(self, data: Buffer) -> None:
         size = len(data)
         self.lent += size
+        self.received += size
         self.streams.lent += size
         self.sink.on_data(data)
         if self.streams.lent >= self.streams.limits.receive_high_water:
@@ -343,6 +355,7 @@ class QuicStream:
         size = len(data)
         unsent = self.unsent + size
         self.unsent = unsent
+        self.sent += size
         streams.unsent += size
         if not streams.touched:
             streams.touch()

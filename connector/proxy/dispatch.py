@@ -19,7 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from connector.protocol.http1 import OwnFields
-from connector.protocol.ports import Request, RequestKind, StreamPort, StreamSink
+from connector.protocol.ports import Acceptor, Request, RequestKind, StreamPort, StreamSink
 from connector.proxy import limits
 from connector.proxy.builtin import IGNORE, ConfigurationSink, answer_status
 from connector.proxy.http import HttpExchange, Route
@@ -28,6 +28,7 @@ from connector.proxy.origin_tls import ContextCache
 from connector.proxy.origins import OriginPool
 from connector.proxy.reply import UnsupportedError, describe, refuse
 from connector.proxy.splice import DrainQueue
+from connector.proxy.watch import Tracing, Watch
 from connector.proxy.websocket import WebSocketExchange
 
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -51,6 +52,11 @@ class Dispatcher:
         self.on_event = on_event
         self._on_access = on_event if access_events else None
         self.on_configuration = on_configuration
+        self.watch: Watch | None = None
+        self.tracing: Tracing | None = None
+        self.management: Acceptor | None = None
+        """Serves the requests whose host is `management_host`; set both."""
+        self.management_host = b""
         self.requests = 0
         self.errors = 0
         self.responses: dict[int, int] = {}
@@ -78,6 +84,10 @@ class Dispatcher:
     def active(self) -> int:
         """Streams that are being served."""
         return len(self._active) + self._configuring
+
+    def live(self) -> Iterable[tuple[Rule, tuple[int, int]]]:
+        """Every request that a rule serves now, with its payload bytes from and to the edge so far."""
+        return [(exchange.route.rule, exchange.port.traffic()) for exchange in self._active]
 
     @property
     def open_connections(self) -> int:
@@ -120,9 +130,16 @@ class Dispatcher:
                     advice="private-network routes need a later version; HTTP and WebSocket work",
                 ),
             )
+        if self.management is not None and request.host == self.management_host:
+            return self.management(request, port)
+        trace = self.tracing(request.trace) if request.trace and self.tracing is not None else None
         rule = self._ingress.match(request.host, request.target)
+        if trace is not None:
+            trace.matched(request.host, rule.index)
         if self._on_access is not None:
             self._event("request", request, rule)
+        if self.watch is not None:
+            self.watch.started(request, rule)
         if rule.access.required:
             return self._refuse(
                 request,
@@ -135,8 +152,12 @@ class Dispatcher:
             )
         service = rule.service
         if service.kind is ServiceKind.STATUS:
+            if trace is not None:
+                port.spans = trace.answered(service.status)
             answer_status(port, service.status)
             self._count(service.status)
+            if self.watch is not None:
+                self.watch.finished(request, rule, service.status, True, port.traffic(), 0.0)
             if self._on_access is not None:
                 self._event("response", request, rule, status=service.status)
                 self._event("finished", request, rule, status=service.status)
@@ -156,7 +177,8 @@ class Dispatcher:
         else:
             exchange = HttpExchange(self, request, port, route)
         self._active.add(exchange)
-        if self._on_access is not None:
+        exchange.trace = trace
+        if self._on_access is not None or self.watch is not None:
             exchange.started = self.loop.time()
         exchange.start()
         return exchange
@@ -201,6 +223,11 @@ class Dispatcher:
         self._active.discard(exchange)
         if exchange.whole:
             self._count(exchange.status)
+        if self.watch is not None:
+            self.watch.finished(
+                exchange.request, exchange.route.rule, exchange.status, exchange.whole, exchange.port.traffic(),
+                self.loop.time() - exchange.started,
+            )  # fmt: skip
         if self._on_access is not None:
             milliseconds = round((self.loop.time() - exchange.started) * 1000, 3)
             fields = {"status": exchange.status or None, "whole": exchange.whole, "ms": milliseconds}
@@ -235,6 +262,10 @@ class Dispatcher:
         self._count(status)
         if self.on_event is not None:
             self._event("failed", request, rule, status=status, **describe(error))
+        if self.watch is not None and request.kind is not RequestKind.CONFIGURATION:
+            if rule is None:
+                self.watch.started(request, None)
+            self.watch.finished(request, rule, status, True, port.traffic(), 0.0)
         return IGNORE
 
     def _accept_configuration(self, request: Request, port: StreamPort) -> StreamSink:

@@ -28,6 +28,7 @@ from connector.proxy import limits
 from connector.proxy.ingress import Rule
 from connector.proxy.origins import OriginConnection, OriginPool
 from connector.proxy.reply import BadRequestError, LengthRequiredError, refuse
+from connector.proxy.watch import RequestTrace
 
 # What a client may send again unasked (RFC 9110 section 9.2.2); nothing of a body may have been passed on.
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
@@ -78,7 +79,7 @@ class HttpExchange:
 
     __slots__ = ("_body_sent", "_chunked", "_connection", "_edge_paused", "_eof", "_left", "_origin_full", "_owed",
                  "_owner", "_parser", "_pending", "_pending_size", "_phase", "_reused", "_timer", "finished", "port",
-                 "request", "route", "started", "status", "whole")  # fmt: skip
+                 "request", "route", "started", "status", "trace", "whole")  # fmt: skip
 
     upgrade = False
 
@@ -92,6 +93,7 @@ class HttpExchange:
         self.whole = False
         """Whether the edge got a whole response (or, after an upgrade, the stream ended by itself)."""
         self.started = 0.0
+        self.trace: RequestTrace | None = None
         self.finished = False
         self._phase = _WAITING
         self._connection: OriginConnection | None = None
@@ -363,6 +365,8 @@ class HttpExchange:
     def on_head(self, status: int, headers: Headers) -> None:
         """Answer the edge."""
         self.status = status
+        if self.trace is not None:
+            self.port.spans = self.trace.answered(status)
         self.port.respond(status, headers)
         self._owner.exchange_answered(self)
 

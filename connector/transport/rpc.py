@@ -38,6 +38,7 @@ from connector.errors import (
     RegistrationError,
     UnauthorizedError,
 )
+from connector.protocol.counts import COUNTS
 from connector.transport.bridge import SocketBridge
 from connector.wire.capnp import NESTING, TRAVERSAL_WORDS
 from connector.wire.token import Token
@@ -65,6 +66,13 @@ ABORT_SHUTDOWN = bytes.fromhex(
     "0000000000000000" "0500000072000000" "0000000000000000" "7270633a20736875" "74646f776e000000"
 )  # fmt: skip
 """The last message of a client that closes: abort with reason `rpc: shutdown` (proto/README.md paragraph 3)."""
+
+_METHODS = {
+    "registration": "register_connection",
+    "unregistration": "unregister_connection",
+    "the local configuration": "update_local_configuration",
+}
+"""What the errors here call a method, and what the metrics call it."""
 
 ALREADY_CONNECTED = "already connected to this server, trying another address"
 
@@ -267,6 +275,22 @@ class RegistrationClient:
     ) -> T:
         if self._server is None:
             raise RegistrationError(f"{what}: the RPC client is closed")
+        method = _METHODS[what]
+        COUNTS.add("cloudflared_rpc_client_operations", "registration", method)
+        began = asyncio.get_running_loop().time()
+        try:
+            result = await self._ask(what, send, timeout, read)
+        except ConnectorError:
+            COUNTS.add("cloudflared_rpc_client_failures", "registration", method)
+            raise
+        finally:
+            seconds = asyncio.get_running_loop().time() - began
+            COUNTS.observe("cloudflared_rpc_client_latency_secs", seconds, "registration", method)
+        return result
+
+    async def _ask(
+        self, what: str, send: Callable[[Any], Awaitable[Any]], timeout: float, read: Callable[[Any], T]
+    ) -> T:
         try:
             async with asyncio.timeout(timeout):
                 return read(await send(self._server))

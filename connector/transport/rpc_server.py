@@ -11,13 +11,16 @@ bounded by MAX_RPC_STREAMS and the time limit. Data streams never come here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 
 import capnp
 
 from connector.errors import ConnectorError
+from connector.protocol.counts import COUNTS
 from connector.protocol.ports import StreamPort, StreamSink
 from connector.transport.bridge import SocketBridge
 from connector.transport.rpc import ABORT_SHUTDOWN, KJ_TURNS, load_schema
@@ -64,6 +67,20 @@ class ConfigurationOnly:
         raise ConnectorError(SESSIONS_UNSUPPORTED)
 
 
+@contextmanager
+def _counted(handler: str, method: str) -> Iterator[None]:
+    """Count one RPC served, its time, and whether it raised."""
+    COUNTS.add("cloudflared_rpc_server_operations", handler, method)
+    began = time.monotonic()
+    try:
+        yield
+    except Exception:
+        COUNTS.add("cloudflared_rpc_server_failures", handler, method)
+        raise
+    finally:
+        COUNTS.observe("cloudflared_rpc_server_latency_secs", time.monotonic() - began, handler, method)
+
+
 @cache
 def _server_class() -> Any:
     base: Any = load_schema("tunnelrpc").CloudflaredServer.Server
@@ -76,7 +93,8 @@ def _server_class() -> Any:
 
         async def updateConfiguration(self, version: int, config: Any, _context: Any, **_: Any) -> None:
             """Answer a push; a bad configuration is an answer too, never an exception."""
-            applied, error = self._handlers.update_configuration(int(version), bytes(config))
+            with _counted("config", "update_configuration"):
+                applied, error = self._handlers.update_configuration(int(version), bytes(config))
             result = _context.results.init("result")
             result.latestAppliedVersion = applied
             result.err = error
@@ -89,9 +107,10 @@ def _server_class() -> Any:
             session_id, address = bytes(sessionId), bytes(dstIp)
             if len(session_id) != 16 or len(address) not in {4, 16}:
                 raise ConnectorError("a session ID has 16 bytes, an address 4 or 16")
-            error, spans = self._handlers.register_udp_session(
-                session_id, address, int(dstPort), int(closeAfterIdleHint), str(traceContext)
-            )
+            with _counted("session", "register_udp_session"):
+                error, spans = self._handlers.register_udp_session(
+                    session_id, address, int(dstPort), int(closeAfterIdleHint), str(traceContext)
+                )
             result = _context.results.init("result")
             result.err = error
             if not error:
@@ -99,7 +118,8 @@ def _server_class() -> Any:
 
         async def unregisterUdpSession(self, sessionId: Any, message: str, _context: Any, **_: Any) -> None:
             """End a session."""
-            self._handlers.unregister_udp_session(bytes(sessionId), str(message))
+            with _counted("session", "unregister_udp_session"):
+                self._handlers.unregister_udp_session(bytes(sessionId), str(message))
 
     return CloudflaredServer
 

@@ -20,6 +20,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 RESPONSE_HEADERS = b"cf-cloudflared-response-headers"
 RESPONSE_META = b"cf-cloudflared-response-meta"
+TRACING_HEADER = b"cf-int-cloudflared-tracing"
+"""Where the spans of a traced request go back: a native header, not one of the serialised ones."""
+
 META_ORIGIN = b'{"src":"origin"}'
 META_CONNECTOR = b'{"src":"cloudflared"}'
 META_FLOW_LIMITED = b'{"src":"cloudflared","flow_rate_limited":true}'

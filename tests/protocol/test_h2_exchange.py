@@ -83,3 +83,26 @@ def test_host_names_come_from_authority() -> None:
     pair.request([*GET, (b"host", b"other")])
     pair.to_engine()
     assert pair.sinks[0].request.host == b"app.example.com"
+
+
+def test_payload_is_counted_without_a_counter_on_the_way() -> None:
+    pair = Pair()
+    stream_id = pair.request(POST, end=False)
+    pair.exchange()
+    port = pair.sinks[0].port
+    assert port.traffic() == (0, 0)
+    for _ in range(40):  # more than two windows each way
+        pair.edge.send_data(stream_id, bytes(60_000)[: pair.edge.local_flow_control_window(stream_id)][:16_000])
+        pair.exchange()
+    sent = 40 * 16_000
+    port.spans = b"c3BhbnM="
+    port.respond(200, ())
+    for _ in range(30):
+        port.write(bytes(50_000))
+    pair.exchange()
+    assert port.traffic() == (sent, 1_500_000)
+    assert (b"cf-int-cloudflared-tracing", b"c3BhbnM=") in pair.response(stream_id)
+    pair.edge.end_stream(stream_id)
+    port.write_eof()
+    pair.exchange()
+    assert port.traffic() == (sent, 1_500_000)

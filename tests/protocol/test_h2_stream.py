@@ -105,6 +105,12 @@ def test_content_length_is_unknown_while_the_stream_is_open() -> None:
     assert request_of(POST, end=True).content_length == 0
 
 
+def test_the_trace_context_is_apart_from_the_headers() -> None:
+    request = request_of([*GET, (b"cf-trace-id", b"1"), (b"accept", b"*/*"), (b"cf-trace-id", b"2")])
+    assert request.trace == b"2"
+    assert list(request.headers) == [(b"accept", b"*/*")]
+
+
 def test_host_stands_in_for_a_missing_authority() -> None:
     fields = [field for field in GET if field[0] != b":authority"]
     assert request_of([*fields, (b"host", b"h.example")]).host == b"h.example"

@@ -186,6 +186,27 @@ def test_golden_get_and_answer() -> None:
     assert not rig.streams.streams
 
 
+def test_traffic_and_spans() -> None:
+    rig = Rig()
+    rig.open((b"HttpMethod", b"POST"), header("Cf-Trace-Id", "t"), header("Transfer-Encoding", "chunked"), body=b"abc")
+    assert rig.requests[0].trace == b"t"
+    assert rig.requests[0].headers == []
+    rig.port.spans = b"c3BhbnM="
+    rig.port.respond(200, ((b"a", b"b"),))
+    rig.port.write(b"hello")
+    assert rig.port.traffic() == (3, 5)
+    assert (b"HttpHeader:Cf-Int-Cloudflared-Tracing", b"c3BhbnM=") in rig.response()[1]
+
+
+def test_spans_of_a_tcp_stream() -> None:
+    rig = Rig()
+    rig.open((b"cf-trace-id", b"t"), kind=2, dest=b"10.0.0.1:22")
+    assert rig.requests[0].trace == b"t"
+    rig.port.spans = b"c3BhbnM="
+    rig.port.respond(200, ())
+    assert rig.response()[1] == [(b"Cf-Int-Cloudflared-Tracing", b"c3BhbnM=")]
+
+
 def test_tcp() -> None:
     rig = Rig()
     rig.open((b"FlowID", b"a"), (b"FlowID", b"b"), kind=2, dest=b"10.0.0.1:22", body=b"SSH")
@@ -307,7 +328,7 @@ def test_last_values_count_and_cookies_are_joined() -> None:
     request = decode_connect(ConnectRequest(0, b"/", metadata))
     assert (request.method, request.host) == (b"POST", b"y")
     assert request.headers == [
-        (b"x-a", b"1"), (b"x-a", b"2"), (b"cf-trace-id", b"t2"), (b"te", b"trailers"), (b"cookie", b"a=1; b=2"),
+        (b"x-a", b"1"), (b"x-a", b"2"), (b"te", b"trailers"), (b"cookie", b"a=1; b=2"),
     ]  # fmt: skip
 
 

@@ -47,6 +47,7 @@ class MemoryPort:
         self._queued = 0
         self._paused = False
         self._inside = 0
+        self.spans = b""
         self._changed = asyncio.Event()
 
     # -- StreamPort: called by the proxy
@@ -101,6 +102,9 @@ class MemoryPort:
         self.credited += n
         assert self.credited <= self.sent, "credit given back that was never taken"
         self._changed.set()
+
+    def traffic(self) -> tuple[int, int]:
+        return self.sent, len(self.body)
 
     # -- the edge: called by the test
 
