@@ -25,7 +25,7 @@ from connector.app.config import RunConfig
 from connector.app.dialler import Dialler
 from connector.app.logs import Logger, capture_stdlib
 from connector.app.orchestrator import Orchestrator
-from connector.app.signals import Signals, StoppedEarlyError
+from connector.app.signals import Signals, Stop, StoppedEarlyError
 from connector.app.state import TunnelState
 from connector.app.supervisor import Supervisor
 from connector.errors import ConnectorError, UsageError
@@ -67,13 +67,31 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _main(config: RunConfig, log: Logger) -> int:
-    loop = asyncio.get_running_loop()
-    signals = Signals(loop, log)
-    signals.install()  # before anything that may take long: a signal must never find Python's default in force
+    stop = Stop()
+    Signals(asyncio.get_running_loop(), log, stop).install()
     capture_stdlib(log)
     _raise_file_limit()
+    try:
+        await serve(config, log, stop, on_up=lambda _: _announce(config, log))
+    except StoppedEarlyError:
+        return 0
+    except RunEndedError:
+        return 1
+    return 0
+
+
+class RunEndedError(Exception):
+    """The run ended by itself; what ended it is the cause, and stands in the log already."""
+
+
+async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[TunnelState], None]) -> None:
+    """Keep the tunnel up until `stop` is asked for; `on_up` hears of the first registration.
+
+    Errors: ConnectorError for what fails before the first dial, RunEndedError afterwards, StoppedEarlyError between.
+    """
     connector_id = uuid.uuid4()
     _log_start(config, log, connector_id)
+    loop = asyncio.get_running_loop()
     dispatcher = Dispatcher(
         ingress=ingress_from_url(config.url) if config.url else DEFAULT_INGRESS,
         connector_id=connector_id,
@@ -90,11 +108,11 @@ async def _main(config: RunConfig, log: Logger) -> int:
         dialler = Dialler(config, dispatcher.accept, orchestrator)
         log.info(f"Initial protocol {dialler.protocol}")
         try:
-            async with signals.starting():
+            async with stop.starting():
                 book = await find_edge(config, log)
         except StoppedEarlyError:
             log.info("Tunnel server stopped")
-            return 0
+            raise
         wanted = min(config.ha_connections, book.capacity)
         if wanted < config.ha_connections:
             log.info(f"You requested {config.ha_connections} HA connections but I can give you at most {wanted}.")
@@ -113,24 +131,23 @@ async def _main(config: RunConfig, log: Logger) -> int:
             health = await stack.enter_async_context(HealthServer(config.metrics, connector_id, state.snapshot))
             log.info(f"Starting metrics server on {health.address}/metrics")
         supervisor = Supervisor(state, wanted)
-        state.on_first_registration = lambda: _announce(config, log)
-        signals.then(supervisor.stop)
+        state.on_first_registration = lambda: on_up(state)
+        stop.then(supervisor.stop)
         try:
             await supervisor.run()
         except ConnectorError as error:
             advice = {"advice": error.advice} if error.advice else {}
             log.error("initial tunnel connection failed", error=str(error), **advice)
             log.info("Initiating shutdown")
-            return 1
+            raise RunEndedError from error
         except Exception as error:
             log.bug("initial tunnel connection failed", error)
-            return 1
+            raise RunEndedError from error
         finally:
             orchestrator.shut()
             log.info("Tunnel server stopped")
     if config.metrics is not None:
         log.info("Metrics server stopped")
-    return 0
 
 
 def request_log(log: Logger) -> Callable[[str, dict[str, Any]], None]:

@@ -1,7 +1,9 @@
-"""SIGTERM and SIGINT: the first stops gracefully, at any time of a run; the second ends the process at once.
+"""How a run is asked to end: by a signal (SIGTERM, SIGINT), or by the program that it is a part of.
 
-Owns: the dispositions of both signals while a run lasts. In: signals; what to do at the first one. Out: one log line.
-Never: ends a run itself.
+Owns: the wish to stop, and the dispositions of both signals while a process runs. In: signals, `Stop.ask`.
+Out: the call that was left with `Stop.then`; one log line. Never: ends a run itself.
+
+The first signal stops gracefully, at any time of a run; the second ends the process at once.
 """
 
 from __future__ import annotations
@@ -20,37 +22,36 @@ _SIGNALS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupt"}
 
 
 class StoppedEarlyError(Exception):
-    """The first signal came while the run was still starting."""
+    """The wish to stop came while the run was still starting."""
 
 
-class Signals:
-    """One per process. `install()` first of all; `starting()` around the start; `then(stop)` when it is over."""
+class Stop:
+    """The wish to end one run: asked for at most once. `starting()` surrounds the start, `then(stop)` ends it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, log: Logger) -> None:
+    def __init__(self) -> None:
+        self.asked = False
         self._stop: Callable[[], None] = lambda: None
-        self._loop = loop
-        self._log = log
-        self._stopped = False
         self._scope: asyncio.Timeout | None = None
 
-    def install(self) -> None:
-        """Take the signals over."""
-        for number in _SIGNALS:
-            if sys.platform == "win32":
-                signal.signal(number, lambda number, _: self._loop.call_soon_threadsafe(self._first, number))
-            else:
-                self._loop.add_signal_handler(number, self._first, number)
+    def ask(self) -> None:
+        """Stop gracefully. Idempotent; from the loop's thread."""
+        if self.asked:
+            return
+        self.asked = True
+        if self._scope is not None:
+            self._scope.reschedule(asyncio.get_running_loop().time())
+        self._stop()
 
     def then(self, stop: Callable[[], None]) -> None:
-        """Have the first signal call `stop`: at once if it came already."""
+        """Have `ask` call `stop`: at once if it was asked already."""
         self._stop = stop
-        if self._stopped:
+        if self.asked:
             stop()
 
     @asynccontextmanager
     async def starting(self) -> AsyncIterator[None]:
-        """Surround waits of the start: a first signal ends them with StoppedEarlyError (also one that came before)."""
-        if self._stopped:
+        """Surround waits of the start: `ask` ends them with StoppedEarlyError (also one that came before)."""
+        if self.asked:
             raise StoppedEarlyError
         try:
             async with asyncio.timeout(None) as scope:
@@ -62,19 +63,33 @@ class Signals:
             raise
         finally:
             self._scope = None
-        if self._stopped:
+        if self.asked:
             raise StoppedEarlyError
+
+
+class Signals:
+    """The two signals of a process. `install()` first of all: a signal must never find Python's default in force."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, log: Logger, stop: Stop) -> None:
+        self._loop = loop
+        self._log = log
+        self._stop = stop
+
+    def install(self) -> None:
+        """Take the signals over."""
+        for number in _SIGNALS:
+            if sys.platform == "win32":
+                signal.signal(number, lambda number, _: self._loop.call_soon_threadsafe(self._first, number))
+            else:
+                self._loop.add_signal_handler(number, self._first, number)
 
     def _first(self, number: int) -> None:
         for each in _SIGNALS:
             if sys.platform != "win32":
                 self._loop.remove_signal_handler(each)
             signal.signal(each, self._second)
-        self._stopped = True
         self._log.info(f"Initiating graceful shutdown due to signal {_SIGNALS[signal.Signals(number)]} ...")
-        if self._scope is not None:
-            self._scope.reschedule(self._loop.time())
-        self._stop()
+        self._stop.ask()
 
     @staticmethod
     def _second(number: int, _: FrameType | None) -> None:
