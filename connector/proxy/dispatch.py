@@ -22,6 +22,7 @@ from connector.protocol.http1 import OwnFields
 from connector.protocol.ports import Acceptor, Request, RequestKind, StreamPort, StreamSink
 from connector.proxy import limits
 from connector.proxy.builtin import IGNORE, ConfigurationSink, answer_status
+from connector.proxy.flows import Flows
 from connector.proxy.http import HttpExchange, Route
 from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, Rule, ServiceKind
 from connector.proxy.origin_tls import ContextCache
@@ -47,8 +48,10 @@ class Dispatcher:
         on_event: OnEvent | None = None,
         access_events: bool = True,
         on_configuration: Callable[[bytes], bytes] | None = None,
+        flows: Flows | None = None,
     ) -> None:
         self.loop = loop
+        self.flows = flows or Flows()
         self.on_event = on_event
         self._on_access = on_event if access_events else None
         self.on_configuration = on_configuration
@@ -113,6 +116,7 @@ class Dispatcher:
         self._retired = [pool for pool in self._retired if pool.open or pool.dialling]
         self._routes = routes
         self._ingress = ingress
+        self.flows.configure(ingress.warp_routing)
 
     def accept(self, request: Request, port: StreamPort) -> StreamSink:
         """Serve a stream: choose the rule, start the exchange. Never raises."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from connector.errors import ConnectorError, OriginDialError, OriginProtocolError, OriginTimeoutError
 from connector.protocol.ports import ResetCode, ResponseSource, StreamPort
+from connector.proxy.flows import FlowLimitError
 
 
 class UnsupportedError(ConnectorError):
@@ -37,6 +38,7 @@ _KIND: tuple[tuple[type[BaseException], str], ...] = (
     (UnsupportedError, "unsupported"),
     (BadRequestError, "request"),
     (LengthRequiredError, "request"),
+    (FlowLimitError, "flow limit"),
 )
 
 
@@ -46,7 +48,8 @@ def refuse(port: StreamPort, error: BaseException, *, responded: bool) -> int:
         port.reset(_RESET.get(type(error), ResetCode.FAILED))
         return 0
     status = _STATUS.get(type(error), 502)
-    port.respond(status, (), ResponseSource.CONNECTOR)
+    limited = isinstance(error, FlowLimitError)
+    port.respond(status, (), ResponseSource.FLOW_LIMITED if limited else ResponseSource.CONNECTOR)
     port.write_eof()
     port.stop_reading()
     return status

@@ -1,0 +1,104 @@
+"""What private-network TCP and UDP share: the flow limit, the settings of `warp-routing`, the virtual DNS address.
+
+Owns: the number of open flows, the settings in force, where a flow's destination really leads.
+In: `warp-routing` of a configuration, flags. Out: slots; destinations; plain counters for metrics.
+Never: opens a socket, ends a flow (a lower limit only keeps new ones out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from connector.errors import ConnectorError, Scope
+from connector.proxy.dns_service import VirtualDns
+
+TOO_MANY_FLOWS: Final = "too many active flows"
+
+
+class FlowLimitError(ConnectorError):
+    """The limit of flows is reached: this one does not start. Becomes `FlowConnectRateLimited` on the wire."""
+
+    scope = Scope.FLOW
+
+
+class FlowLimiter:
+    """Counts flows of the whole process, TCP and UDP together. A limit of 0 is none.
+
+    `fixed` is `--max-active-flows`; where it is given, configurations change nothing.
+    """
+
+    __slots__ = ("_fixed", "active", "limit", "refused_tcp", "refused_udp")
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self.limit = fixed or 0
+        self.active = 0
+        self.refused_tcp = 0
+        self.refused_udp = 0
+        self._fixed = fixed is not None
+
+    def configure(self, limit: int) -> None:
+        """Take the limit of a configuration; flows that are open stay open."""
+        if not self._fixed:
+            self.limit = limit
+
+    def take_tcp(self) -> None:
+        """Take a slot for a TCP flow. Errors: FlowLimitError."""
+        if self.limit and self.active >= self.limit:
+            self.refused_tcp += 1
+            raise FlowLimitError(
+                f"failed to start tcp flow due to rate limiting: {TOO_MANY_FLOWS}",
+                advice="The limit is maxActiveFlows of warp-routing, or --max-active-flows.",
+            )
+        self.active += 1
+
+    def take_udp(self) -> bool:
+        """Take a slot for a UDP flow; False when there is none."""
+        if self.limit and self.active >= self.limit:
+            self.refused_udp += 1
+            return False
+        self.active += 1
+        return True
+
+    def release(self) -> None:
+        """Give a slot back; exactly once for each that was taken."""
+        assert self.active > 0
+        self.active -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class WarpRouting:
+    """`warp-routing` with everything filled in. Times in seconds; 0 means no limit, and no keep-alive."""
+
+    connect_timeout: float = 5
+    tcp_keep_alive: float = 30
+    max_active_flows: int = 0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> WarpRouting:
+        """Fill in the defaults; keys as in the configuration, checked before."""
+        return cls(**{_NAMES[key]: value for key, value in values.items()})
+
+
+_NAMES: Final = {
+    "connectTimeout": "connect_timeout",
+    "tcpKeepAlive": "tcp_keep_alive",
+    "maxActiveFlows": "max_active_flows",
+}
+
+
+class Flows:
+    """One per process. `limiter`, `warp` and `dns` are read by whoever starts a flow."""
+
+    __slots__ = ("dns", "limiter", "warp")
+
+    def __init__(self, *, max_active_flows: int | None = None, dns: VirtualDns | None = None) -> None:
+        self.limiter = FlowLimiter(max_active_flows)
+        self.warp = WarpRouting()
+        self.dns = dns or VirtualDns()
+
+    def configure(self, values: Mapping[str, Any]) -> None:
+        """Put the `warp-routing` of a configuration in force for new flows."""
+        self.warp = WarpRouting.of(values)
+        self.limiter.configure(self.warp.max_active_flows)
