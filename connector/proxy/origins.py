@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, cast
 from connector.errors import OriginDialError, OriginError
 from connector.proxy import limits
 from connector.proxy.ingress import OriginSettings, Service
+from connector.proxy.ingress_services import port_problem
 from connector.proxy.origin_tls import connect_error, connect_timeout, origin_context, tls_error, tls_timeout
 
 _HANGUP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
@@ -356,6 +357,8 @@ class OriginPool:
             user.on_dial_failed(failed)
 
     async def _connect(self, user: OriginUser, key: str) -> None:
+        if hopeless := port_problem(self.service):
+            raise OriginDialError(f"origin {self.service.text}: {hopeless}", advice="correct the service of the rule")
         limit = self.settings.connect_timeout
         tried: list[str] = []
         try:

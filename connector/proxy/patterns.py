@@ -1,181 +1,147 @@
-"""Path expressions: RE2 as cloudflared reads it, run by Python's `re`.
+"""Path expressions: RE2, as cloudflared reads them.
 
-Owns: the translation of RE2 syntax, and the refusal of what RE2 refuses or `re` cannot do.
-In: an expression from a configuration. Out: a compiled pattern; PatternError.
+Owns: PathPattern, the choice of engine, Go's words for what is wrong. In: an expression. Out: a pattern; PatternError.
 Never: reads a configuration or a request.
 
-The two dialects agree on what path expressions use. Refused because RE2 has no such thing: look-around,
-back-references, conditionals, atomic groups, possessive quantifiers, `\\Z`, `\\u`. Translated: `\\z`, `$` (RE2: only
-the very end), `\\Q...\\E`, `\\x{...}`, `[[:alpha:]]`, `(?<name>`. Refused because `re` lacks it: `\\p{...}`, `\\C`,
-flag U. `re` backtracks where RE2 does not: an expression like `(a+)+$` is slow on a hostile path.
+*Strategy*: the package google-re2 is the library that Go's regexp copies: same syntax, and time linear in the path, so
+that no expression stalls the loop. Where it has no wheel, `patterns_fallback` runs the same syntax, slower but as
+linear.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
-_POSIX: Final = {
-    "alnum": "0-9A-Za-z", "alpha": "A-Za-z", "ascii": r"\x00-\x7f", "blank": r"\t ", "cntrl": r"\x00-\x1f\x7f",
-    "digit": "0-9", "graph": "!-~", "lower": "a-z", "print": " -~", "punct": r"!-/:-@\[-`{-~",
-    "space": r"\t\n\v\f\r ", "upper": "A-Z", "word": "0-9A-Za-z_", "xdigit": "0-9A-Fa-f",
+from connector.proxy.patterns_fallback import PatternError, fallback_search
+
+__all__ = ["PathPattern", "PatternError", "compile_path"]
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+_WORDS: Final = (
+    ("no argument for repetition operator", "missing argument to repetition operator"),
+    ("bad repetition operator", "invalid nested repetition operator"),
+    ("invalid perl operator", "invalid or unsupported Perl syntax"),
+    ("invalid repetition size", "invalid repeat count"),
+    ("missing )", "missing closing )"),
+    ("missing ]", "missing closing ]"),
+    ("trailing \\", "trailing backslash at end of expression"),
+    ("invalid named capture group", "invalid named capture"),
+)
+"""What RE2 says, and what Go says for the same."""
+
+_DEPTH: Final = 998
+"""Groups within groups; Go's parser stops at a height of 1,000."""
+
+_REFUSED = re.compile(
+    r"\\(?P<byte>C)|\\.|\(\?P?<(?P<name>\w+)>|(?P<repeat>\{(?:[0-9]{9,}(?:,[0-9]*)?|[0-9]+,[0-9]{9,})\})", re.DOTALL
+)
+_CLASS = re.compile(
+    r"\\(?P<letter>[pP])\{(?P<not>\^?)(?P<class>[A-Za-z_ ]+)\}|(?P<other>\\Q.*?(?:\\E|\Z)|\\.)", re.DOTALL
+)
+_CATEGORIES: Final = {
+    "other": "C", "control": "Cc", "format": "Cf", "privateuse": "Co", "surrogate": "Cs", "letter": "L",
+    "lowercaseletter": "Ll", "modifierletter": "Lm", "otherletter": "Lo", "titlecaseletter": "Lt",
+    "uppercaseletter": "Lu", "mark": "M", "combiningmark": "M", "spacingmark": "Mc", "enclosingmark": "Me",
+    "nonspacingmark": "Mn", "number": "N", "decimalnumber": "Nd", "digit": "Nd", "letternumber": "Nl",
+    "othernumber": "No", "punctuation": "P", "punct": "P", "connectorpunctuation": "Pc", "dashpunctuation": "Pd",
+    "closepunctuation": "Pe", "finalpunctuation": "Pf", "initialpunctuation": "Pi", "otherpunctuation": "Po",
+    "openpunctuation": "Ps", "symbol": "S", "currencysymbol": "Sc", "modifiersymbol": "Sk", "mathsymbol": "Sm",
+    "othersymbol": "So", "separator": "Z", "lineseparator": "Zl", "paragraphseparator": "Zp", "spaceseparator": "Zs",
 }  # fmt: skip
-_MAX_REPEAT: Final = 1_000
-_GROUP = re.compile(r"\(\?(?:P?<(?P<name>\w+)>|(?P<flags>[a-zA-Z]*(?:-[a-zA-Z]+)?)(?P<end>[:)]))")
-_REPEAT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
-_ESCAPES: Final = "AbBdDsSwWafnrtv"
+"""Long names of general categories (Unicode's PropertyValueAliases)."""
 
 
-class PatternError(ValueError):
-    """An expression that cloudflared would refuse, or that cannot be run here."""
+class PathPattern:
+    """One compiled expression; equal to another of the same text."""
 
+    __slots__ = ("_search", "text")
 
-def compile_path(expression: str) -> re.Pattern[str]:
-    """Return the pattern for an unanchored search. Errors: PatternError."""
-    translated = _Translation(expression).run()
-    try:
-        return re.compile(translated, re.ASCII)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise PatternError(f"error parsing regexp: {error}: `{expression}`") from None
-
-
-class _Translation:
-    """One walk over an expression."""
-
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, search: Callable[[str], bool]) -> None:
         self.text = text
-        self.at = 0
-        self.out: list[str] = []
-        self.multiline = [False]
-        self.after_repeat = False
-        self.opening_flags = ""
+        self._search = search
 
-    def fail(self, what: str) -> PatternError:
-        return PatternError(f"error parsing regexp: {what}: `{self.text}`")
+    def found_in(self, path: str) -> bool:
+        """Tell whether the expression matches anywhere in a decoded path; bytes that are no UTF-8 count as U+FFFD."""
+        return self._search(path if path.isascii() else _SURROGATES.sub("\ufffd", path))
 
-    def run(self) -> str:
-        text = self.text
-        while self.at < len(text):
-            char = text[self.at]
-            repeat = _REPEAT.match(text, self.at) if char == "{" else None
-            if char in "*+?" or repeat:
-                self.quantifier(char, repeat)
-                continue
-            self.after_repeat = False
-            if char == "\\":
-                self.escape(in_class=False)
-            elif char == "[":
-                self.character_class()
-            elif char == "(":
-                self.group()
-            elif char == "{":
-                self.emit("\\{", 1)
-            elif char == "$":
-                self.emit("$" if self.multiline[-1] else r"\Z", 1)
-            else:
-                if char == ")" and len(self.multiline) > 1:
-                    self.multiline.pop()
-                self.emit(char, 1)
-        return self.opening_flags + "".join(self.out)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PathPattern) and other.text == self.text
 
-    def emit(self, piece: str, taken: int) -> None:
-        self.out.append(piece)
-        self.at += taken
+    def __hash__(self) -> int:
+        return hash(self.text)
 
-    def quantifier(self, char: str, repeat: re.Match[str] | None) -> None:
-        if self.after_repeat:
-            raise self.fail("invalid nested repetition operator")
-        if repeat:
-            counts = [int(count) for count in repeat.groups() if count]
-            if max(counts) > _MAX_REPEAT or counts != sorted(counts):
-                raise self.fail("invalid repeat count")
-        piece = repeat[0] if repeat else char
-        self.emit(piece, len(piece))
-        if self.text[self.at : self.at + 1] == "?":
-            self.emit("?", 1)
-        self.after_repeat = True
+    def __repr__(self) -> str:
+        return f"<PathPattern {self.text!r}>"
 
-    def group(self) -> None:
-        self.multiline.append(self.multiline[-1])
-        if not self.text.startswith("(?", self.at):
-            self.emit("(", 1)
-            return
-        found = _GROUP.match(self.text, self.at)
-        if not found:
-            raise self.fail(f"invalid or unsupported Perl syntax `{self.text[self.at : self.at + 4]}`")
-        if found["name"]:
-            self.emit(f"(?P<{found['name']}>", len(found[0]))
-            return
-        flags = found["flags"]
-        if not flags and found["end"] == ")":
-            raise self.fail("missing argument to repetition operator")
-        on, _, off = flags.partition("-")
-        if set(on + off) - set("ims"):
-            raise self.fail(f"unsupported flags `{found[0]}`")
-        if "m" in on:
-            self.multiline[-1] = True
-        if "m" in off:
-            self.multiline[-1] = False
-        if found["end"] == ":":
-            self.emit(found[0] if flags else "(?:", len(found[0]))
-            return
-        # `(?i)` holds to the end of its group; `re` knows that only at the very start of the expression.
-        inner = self.multiline.pop()
-        self.multiline[-1] = inner
-        if self.at == 0 and not off:
-            self.opening_flags = found[0]
-            self.at += len(found[0])
-            return
-        raise self.fail(f"flags `{found[0]}` are supported only at the start, or as `(?i:...)`")
 
-    def escape(self, *, in_class: bool) -> None:
-        text = self.text
-        char = text[self.at + 1 : self.at + 2]
-        if not char:
-            raise self.fail("trailing backslash at end of expression")
-        if char == "Q" and not in_class:
-            end = text.find("\\E", self.at)
-            literal = text[self.at + 2 : end if end >= 0 else len(text)]
-            self.emit(re.escape(literal), len(literal) + (4 if end >= 0 else 2))
-        elif char == "z" and not in_class:
-            self.emit(r"\Z", 2)
-        elif char == "x":
-            found = re.compile(r"\\x(?:\{([0-9A-Fa-f]{1,8})\}|([0-9A-Fa-f]{2}))").match(text, self.at)
-            if not found or int(found[1] or found[2], 16) > 0x10FFFF:
-                raise self.fail("invalid escape sequence")
-            self.emit(f"\\U{int(found[1] or found[2], 16):08x}", len(found[0]))
-        elif (char.isascii() and char.isalpha()) and char not in _ESCAPES:
-            raise self.fail(f"invalid or unsupported escape sequence: `\\{char}`")
-        elif char.isdigit():
-            found = re.compile(r"\\(0[0-7]{0,2}|[1-7][0-7]{1,2})").match(text, self.at)
-            if not found or (char != "0" and len(found[1]) < 2):
-                raise self.fail(f"invalid escape sequence: `\\{char}` (there are no back-references)")
-            self.emit(f"\\x{int(found[1], 8) & 0xFF:02x}", len(found[0]))
+def compile_path(expression: str, *, engine: str = "") -> PathPattern:
+    """Return the pattern for an unanchored search. `engine` re2 or fallback chooses. Errors: PatternError."""
+    if engine != "fallback":
+        try:
+            import re2  # type: ignore[import-untyped]  # noqa: PLC0415  (optional; only rules with a path need it)
+        except ImportError:
+            if engine == "re2":
+                raise
         else:
-            self.emit("\\" + char, 2)
+            return PathPattern(expression, _re2_search(re2, expression))
+    return PathPattern(expression, fallback_search(expression))
 
-    def character_class(self) -> None:
-        text = self.text
-        self.emit("[", 1)
-        if text[self.at : self.at + 1] == "^":
-            self.emit("^", 1)
-        first = True
-        while True:
-            char = text[self.at : self.at + 1]
-            if not char:
-                raise self.fail("missing closing ]")
-            if char == "]" and not first:
-                self.emit("]", 1)
-                return
-            first = False
-            if char == "\\":
-                self.escape(in_class=True)
-            elif text.startswith("[:", self.at) and (end := text.find(":]", self.at)) > 0:
-                name = text[self.at + 2 : end]
-                if name.removeprefix("^") not in _POSIX or name.startswith("^"):
-                    raise self.fail(f"invalid or unsupported character class range: `[:{name}:]`")
-                self.emit(_POSIX[name], end + 2 - self.at)
-            elif char in "[&|~" or (char == "-" and text.startswith("--", self.at)):
-                self.emit("\\" + char, 1)
-            else:
-                self.emit(char, 1)
+
+def _re2_search(re2: Any, expression: str) -> Callable[[str], bool]:
+    options = re2.Options()
+    options.log_errors = False
+    options.never_capture = True
+    if problem := _refused_by_go(expression):
+        raise PatternError(f"error parsing regexp: {problem}")
+    try:
+        search = re2.compile(_CLASS.sub(_short_class, expression), options=options).search
+    except re2.error as error:
+        raise PatternError(_go_words(error, expression)) from None
+    except UnicodeEncodeError:
+        raise PatternError(f"error parsing regexp: invalid UTF-8: `{expression!r}`") from None
+    return lambda path: search(path.encode()) is not None
+
+
+def _refused_by_go(expression: str) -> str:
+    """Return what Go says of expressions that RE2 takes; empty for all others."""
+    for piece in _REFUSED.finditer(expression):
+        if piece["byte"]:
+            return "invalid escape sequence: `\\C`"
+        if piece["name"] and not piece["name"].isascii():
+            return f"invalid named capture: `{piece[0]}`"
+        if piece["repeat"]:
+            return f"invalid repeat count: `{piece[0]}`"
+    depth = deepest = 0
+    if expression.count("(") >= _DEPTH:
+        for piece in re.finditer(r"\\.|[()]", expression):
+            depth += {"(": 1, ")": -1}.get(piece[0], 0)
+            deepest = max(deepest, depth)
+    return f"expression nests too deeply: `{expression}`" if deepest >= _DEPTH else ""
+
+
+def _short_class(found: re.Match[str]) -> str:
+    """Return a Unicode class by the name that RE2 knows; Go takes long names and any case too."""
+    if found["other"]:
+        return found["other"]
+    name = found["class"].replace("_", "").replace(" ", "").lower()
+    short = _CATEGORIES.get(name)
+    if short is None:
+        short = "_".join(part.capitalize() for part in found["class"].split("_"))
+        if found["class"] in {"Any", "Nko", "SignWriting"} or len(found["class"]) <= 2:
+            short = found["class"]
+    return f"\\{found['letter']}{{{found['not']}{short}}}"
+
+
+def _go_words(error: Exception, expression: str) -> str:
+    """Return Go's text for RE2's error."""
+    cause = error.args[0] if error.args else ""
+    text = cause.decode("utf-8", "replace") if isinstance(cause, bytes) else str(cause)
+    for theirs, words in _WORDS:
+        if text.startswith(theirs):
+            text = words + text[len(theirs) :]
+            break
+    what, colon, where = text.partition(": ")
+    return f"error parsing regexp: {what}: `{where if colon else expression}`"

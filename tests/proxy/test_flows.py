@@ -84,9 +84,7 @@ def test_given_resolvers_are_drawn_and_only_for_the_virtual_address() -> None:
 def test_resolv_conf(tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
     assert read_resolv_conf(file) == [(packed("127.0.0.1"), 53)]
-    file.write_text(
-        "# nameserver 1.1.1.1\nnameserver x\nnameserver 10.0.0.2\nnameserver fe80::1%eth0\nsearch x\n"
-    )
+    file.write_text("# nameserver 1.1.1.1\nnameserver x\nnameserver 10.0.0.2\nnameserver fe80::1%eth0\nsearch x\n")
     assert read_resolv_conf(file) == [(packed("10.0.0.2"), 53), (packed("fe80::1"), 53)]
 
 

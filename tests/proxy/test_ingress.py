@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from connector.errors import ConfigError
 from connector.proxy.ingress import (
     DEFAULT_INGRESS,
     Ingress,
+    IPRule,
     OriginSettings,
     ServiceKind,
     ingress_from_url,
@@ -75,7 +78,7 @@ def test_a_zero_value_of_a_rule_counts_as_set() -> None:
     settings = ingress.rules[0].settings
     assert not settings.no_tls_verify
     assert settings.connect_timeout == 0
-    assert settings.ip_rules == (("10.0.0.0/8", (), False),)
+    assert settings.ip_rules == (IPRule(ip_network("10.0.0.0/8")),)
     assert ingress.rules[1].settings.no_tls_verify
 
 
@@ -90,7 +93,6 @@ WRONG: list[tuple[Any, str]] = [
     ({"originRequest": {"connectTimeout": 10**400}}, "originRequest.connectTimeout does not fit into 64 bits"),
     ({"originRequest": {"keepAliveTimeout": -(2**63) - 1}}, "originRequest.keepAliveTimeout does not fit into 64 bits"),
     ({"originRequest": {"noTLSVerify": "yes"}}, "noTLSVerify must be a JSON boolean"),
-    ({"originRequest": {"httpHostHeader": "a\r\nb"}}, "httpHostHeader is not a host name"),
     ({"warp-routing": {"maxActiveFlows": "1"}}, "warp-routing.maxActiveFlows must be"),
 ]
 
@@ -113,21 +115,19 @@ INVALID: list[tuple[list[dict[str, Any]], str]] = [
     ([{"hostname": "a.b", "path": "(?=x)", "service": "http://h"}, LAST], "^Rule #1 has an invalid regex: "),
     ([{"service": ""}], "is an invalid address, please make sure it has a scheme and a hostname$"),
     ([{"service": "localhost:8080"}], "localhost:8080 is an invalid address, please make sure"),
-    ([{"service": "127.0.0.1:8080"}], "127.0.0.1:8080 is an invalid address, please make sure"),
+    ([{"service": "127.0.0.1:8080"}], "first path segment in URL cannot contain colon"),
     ([{"service": "http://"}], "http:// is an invalid address, please make sure"),
     (
         [{"service": "http://h/"}],
         "http://h/ is an invalid address, ingress rules don't support proxying to",
     ),
     ([{"service": "http://h/x"}], "http://h/x is an invalid address, ingress rules don't support"),
-    ([{"service": "http://h:99999"}], "is an invalid address"),
     ([{"service": "http://u:hunter2@h/x"}], "^http://h/x is an invalid address"),
     ([{"service": "http_status:abc"}], "^invalid HTTP status code"),
     ([{"service": "http_status:99"}], "^invalid HTTP status code"),
     ([{"service": "http_status:1000"}], "^invalid HTTP status code"),
     ([{"service": "http_status:" + "9" * 5_000}], "^invalid HTTP status code: 9{20} is not between"),
     ([{"service": "http_status:-200"}], "^invalid HTTP status code: -200 is not between"),
-    ([{"service": "foo://h"}], "needs a port"),
     (
         [{"service": "http://h", "originRequest": {"access": {"required": True, "audTag": ["x"]}}}],
         "^access.TeamName cannot be blank when access.audTags are present$",
@@ -138,7 +138,7 @@ INVALID: list[tuple[list[dict[str, Any]], str]] = [
     ),
     (
         [{"service": "socks-proxy", "originRequest": {"ipRules": [{"prefix": "10.0.0.0/8", "ports": [0]}]}}],
-        "^unable to create ip rule for socks-proxy: port 0",
+        "^unable to create ip rule for socks-proxy: invalid port 0, needs",
     ),
 ]
 
@@ -175,6 +175,53 @@ SERVICES: list[tuple[str, dict[str, Any]]] = [
 def test_services(text: str, expected: dict[str, Any]) -> None:
     service = parse_service(text)
     assert {name: getattr(service, name) for name in expected} == expected
+
+
+DOUBTFUL: list[tuple[dict[str, Any], str]] = [
+    ({"service": "http://h:99999"}, "Rule #1: service: the port of http://h:99999 is beyond 65535"),
+    ({"service": "foo://h"}, "Rule #1: service: foo://h has no port, and the scheme foo has no default"),
+    ({"service": "http://h", "originRequest": {"httpHostHeader": "a\r\nb"}}, "httpHostHeader: 'a.r.nb' is not a host"),
+    ({"service": "socks-proxy"}, "ipRules: the rule has none of its own, so every destination is refused"),
+    ({"service": "http://h", "originRequest": {"access": {"required": True, "teamName": "t"}}}, "nobody is let in"),
+    ({"service": "http://h", "hostname": "*.bücher.de"}, r"browsers send \*.xn--bcher-kva.de"),
+    ({"service": "http://h", "hostname": "*foo"}, "matches only itself"),
+]
+
+
+@pytest.mark.parametrize(("rule", "words"), DOUBTFUL)
+def test_what_cloudflared_takes_but_cannot_work_is_warned_about(rule: dict[str, Any], words: str) -> None:
+    entries = [rule, LAST] if "hostname" in rule else [rule]
+    ingress = parse_remote_config(1, {"ingress": entries})
+    assert len(ingress.warnings) == 1
+    assert re.search(words, ingress.warnings[0])
+
+
+def test_a_socks_proxy_obeys_its_own_rules_only() -> None:
+    own = [{"prefix": "10.1.2.3/8", "ports": [443, 80], "allow": True}]
+    ingress = parse_remote_config(
+        1, {"ingress": [{"service": "socks-proxy", "originRequest": {"ipRules": own}}],
+            "originRequest": {"ipRules": [{"prefix": "nonsense"}, {"prefix": "::/0"}]}},
+    )  # fmt: skip
+    assert ingress.rules[0].ip_rules == (IPRule(ip_network("10.0.0.0/8"), (80, 443), True),)
+    assert ingress.defaults.ip_rules == (IPRule(ip_network("::/0")),)
+
+
+def test_extensions() -> None:
+    settings = (
+        rules(originRequest={"wsKeepAlive": 40, "wsSubprotocols": ["mqtt"], "proxyProtocol": "v2", "accessLog": True})
+        .rules[0]
+        .settings
+    )
+    assert (settings.ws_keep_alive, settings.ws_subprotocols) == (40, ("mqtt",))
+    assert (settings.proxy_protocol, settings.access_log) == ("v2", True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"wsKeepAlive": -1}, {"proxyProtocol": "v1"}, {"wsSubprotocols": ["a b"]}, {"accessLog": "yes"}]
+)
+def test_extensions_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        rules(originRequest=wrong)
 
 
 def test_bastion_mode_overrides_a_url() -> None:
@@ -242,5 +289,5 @@ def test_single_origin_from_a_flag(url: str, host: str, port: int) -> None:
 
 
 def test_single_origin_of_an_unknown_scheme() -> None:
-    with pytest.raises(ConfigError, match=r"^Currently Cloudflare Tunnel does not support gopher protocol\.$"):
+    with pytest.raises(ConfigError, match=r"Currently Cloudflare Tunnel does not support gopher protocol\.$"):
         ingress_from_url("gopher://h")
