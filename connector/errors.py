@@ -71,10 +71,14 @@ class DiscoveryError(ConnectorError):
 
 
 class EdgeDialError(ConnectorError):
-    """No transport connection to an edge address: name lookup, TCP or timeout."""
+    """No transport connection to an edge address: name lookup, TCP or timeout.
+
+    `forbidden`: this system does not permit sending there (EPERM, EACCES).
+    """
 
     scope = Scope.CONNECTION
     retry = Retry.BACKOFF
+    forbidden = False
 
 
 class EdgeTlsError(EdgeDialError):
@@ -82,10 +86,11 @@ class EdgeTlsError(EdgeDialError):
 
 
 class EdgeLostError(ConnectorError):
-    """An established link ended without being asked to."""
+    """An established link ended without being asked to. `by_edge`: the edge said so; else the path is lost."""
 
     scope = Scope.CONNECTION
     retry = Retry.BACKOFF
+    by_edge = False
 
 
 class RegistrationError(ConnectorError):

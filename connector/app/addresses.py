@@ -61,6 +61,13 @@ class AddressBook:
         self._addresses, address = self._addresses.get(conn_index, random=self._draw())
         return address
 
+    def known(self) -> EdgeAddress | None:
+        """Give an address to try something at, without taking it: one that is in use, else any."""
+        for use in self._addresses.uses:
+            return use.address
+        free = [*self._addresses.free(0), *self._addresses.free(1)]
+        return free[int(self._draw() * len(free))] if free else None
+
     def rotate(self, conn_index: int, *, unreachable: bool, leave_region: bool) -> None:
         """Take another address for `conn_index` if there is a free one. `unreachable`: nobody answered at the old."""
         self._addresses, _ = self._addresses.rotate(

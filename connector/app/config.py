@@ -13,6 +13,7 @@ from pathlib import Path
 from connector.app.durations import format_duration
 from connector.app.flags import Flags, looks_like_token
 from connector.errors import ConfigError, UsageError, WireError
+from connector.protocol.protocol_choice import ADDRESS_BUDGET
 from connector.wire.token import Token, decode_token
 
 MAX_GRACE = 180.0
@@ -21,6 +22,13 @@ MAX_HA_CONNECTIONS = 32
 
 FEATURES = ("allow_remote_config", "serialized_headers")
 """Feature strings of what this version can do (capnp-rpc section 3.1)."""
+
+POST_QUANTUM = "postquantum"
+"""Announced with --post-quantum."""
+
+MIN_WINDOW = 64 * 1024
+MAX_WINDOW = 1 << 30
+"""Bytes; a window below one burst stalls every transfer, one beyond a gibibyte is no limit any more."""
 
 _REMOVED_FEATURES = frozenset({"support_datagram_v3", "support_datagram_v3_1"})
 _TAG_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
@@ -33,8 +41,9 @@ class RunConfig:
     """One run, checked. Plain data; built by `run_config`."""
 
     __slots__ = (
-        "bind_address", "cacert", "edges", "features", "grace_period", "ha_connections", "ip_version",
-        "metrics", "pidfile", "protocol", "region", "retries", "rpc_timeout", "settings", "tags", "token", "url",
+        "address_budget", "bind_address", "cacert", "edges", "features", "grace_period", "ha_connections", "ip_version",
+        "metrics", "pidfile", "post_quantum", "protocol", "quic_connection_window", "quic_pmtu", "quic_stream_window",
+        "region", "retries", "rpc_timeout", "settings", "tags", "token", "token_given", "url",
     )  # fmt: skip
 
     def __init__(self, token: Token) -> None:
@@ -44,6 +53,14 @@ class RunConfig:
         self.region = token.endpoint
         self.cacert: str | None = None
         self.protocol = "auto"
+        self.token_given = True
+        """The token came by flag or environment, not by a file: `auto` then does not ask for the protocol record."""
+        self.post_quantum = False
+        self.quic_pmtu = True
+        self.quic_connection_window: int | None = None
+        self.quic_stream_window: int | None = None
+        """Bytes; None: what this program has by itself."""
+        self.address_budget = ADDRESS_BUDGET
         self.ha_connections = 4
         self.ip_version = "auto"
         self.bind_address: str | None = None
@@ -73,6 +90,19 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
     except WireError as error:
         raise UsageError(str(error), advice=error.advice) from None
     config.protocol = _protocol(flags.text("protocol"))
+    config.token_given = flags.is_set("token")
+    config.post_quantum = bool(flags.value("post-quantum"))
+    if config.post_quantum:
+        if config.protocol in {"http2", "h2mux"}:
+            raise ConfigError(
+                "post-quantum key exchange is not possible over HTTP/2 here: Python's TLS cannot ask for it",
+                advice="Use --protocol quic with --post-quantum, or do without one of the two.",
+            )
+        config.features.append(POST_QUANTUM)
+    config.quic_pmtu = not flags.value("quic-disable-pmtu-discovery")
+    config.quic_connection_window = _window(flags, "quic-connection-level-flow-control-limit")
+    config.quic_stream_window = _window(flags, "quic-stream-level-flow-control-limit")
+    config.address_budget = int(flags.number("max-edge-addr-retries"))
     config.grace_period = flags.number("grace-period")
     if config.grace_period > MAX_GRACE:
         raise ConfigError(
@@ -99,7 +129,7 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
     config.ip_version = flags.text("edge-ip-version")
     config.bind_address = _bind_address(flags.text("edge-bind-address"))
     wanted = [name for name in flags.texts("features") if name not in _REMOVED_FEATURES]
-    config.features = list(dict.fromkeys([*FEATURES, *wanted]))
+    config.features = list(dict.fromkeys([*config.features, *wanted]))
     config.tags = [_tag(text) for text in flags.texts("tag")]
     config.url = (flags.text("url") or None) if flags.is_set("url") else None
     if flags.is_set("metrics") and flags.text("metrics"):
@@ -146,8 +176,18 @@ def _no_token(words: Sequence[str]) -> UsageError:
     )
 
 
+def _window(flags: Flags, name: str) -> int | None:
+    """Give the bytes of a flow-control flag, None unless it was given."""
+    if not flags.is_set(name):
+        return None
+    size = int(flags.number(name))
+    if not MIN_WINDOW <= size <= MAX_WINDOW:
+        raise ConfigError(f"--{name} {size} is not possible", advice=f"Allowed: {MIN_WINDOW} to {MAX_WINDOW} bytes.")
+    return size
+
+
 def _protocol(text: str) -> str:
-    if text.lower() in {"auto", "http2", "quic", ""}:
+    if text.lower() in {"auto", "http2", "quic", "h2mux", ""}:
         return text.lower() or "auto"
     raise ConfigError(f"unknown protocol {text}, --protocol cannot be that", advice="Allowed: auto, http2, quic.")
 

@@ -1,18 +1,22 @@
 """How links to the edge are made: which transport, with which trust, from which local address.
 
 Owns: the TLS contexts (made once) and the local UDP port of each conn_index. In: settings; an edge address.
-Out: a Link. Never: registers, retries, or loads the QUIC library when it is not asked for.
+Out: a Link. Never: registers, retries, chooses, or loads the QUIC library when it is not asked for.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from connector.app.config import RunConfig
 from connector.app.orchestrator import Orchestrator
+from connector.errors import ConfigError
 from connector.protocol.edge_addresses import EdgeAddress
 from connector.protocol.ports import Acceptor
+from connector.protocol.protocol_choice import Transport
 from connector.transport.h2 import dial_h2
 from connector.transport.link import Link
 from connector.transport.tls import edge_context
@@ -22,55 +26,111 @@ DIAL_SECONDS = 15.0
 
 
 class Dialler:
-    """One per run. `protocol` is what it dials: `http2` or `quic`."""
+    """One per run; `quic` and `http2` say which transports it must be ready for."""
 
-    def __init__(self, config: RunConfig, accept: Acceptor, orchestrator: Orchestrator) -> None:
-        self.protocol = "quic" if config.protocol == "quic" else "http2"
-        self._bind = config.bind_address
-        self._rpc_timeout = config.rpc_timeout
+    def __init__(
+        self,
+        config: RunConfig,
+        accept: Acceptor,
+        orchestrator: Orchestrator,
+        *,
+        quic: bool,
+        http2: bool,
+        on_malformed: Callable[[str], None] | None = None,
+    ) -> None:
+        self._config = config
         self._accept = accept
         self._orchestrator = orchestrator
+        self._on_malformed = on_malformed
         self._ports: dict[int, int] = {}
-        self._tls: Any
-        if self.protocol == "quic":
-            from connector.transport.quic_trust import quic_context  # noqa: PLC0415  (slow to import)
+        self._tls = edge_context(config.cacert) if http2 else None
+        self._quic_tls: Any = None
+        self._quic_options: dict[str, Any] = {}
+        if quic:
+            self._prepare_quic()
 
-            self._tls = quic_context(config.cacert)
-        else:
-            self._tls = edge_context(config.cacert)
-
-    @property
-    def features(self) -> tuple[str, ...]:
+    def features(self, transport: Transport) -> tuple[str, ...]:
         """What registration may announce because of the transport."""
-        return ("support_quic_eof",) if self.protocol == "quic" else ()
+        return ("support_quic_eof",) if transport is Transport.QUIC else ()
 
-    async def dial(self, address: EdgeAddress, conn_index: int) -> Link:
-        """Return an established link. Errors: EdgeDialError and its kinds."""
-        if self.protocol == "quic":
-            return await self._dial_quic(address, conn_index)
+    async def dial(
+        self,
+        transport: Transport,
+        address: EdgeAddress,
+        conn_index: int,
+        on_heard: Callable[[], None] | None = None,
+    ) -> Link:
+        """Return an established link. Errors: EdgeDialError and its kinds.
+
+        `on_heard` is called at the first UDP packet from the edge.
+        """
+        if transport is Transport.QUIC:
+            return await self._dial_quic(address, conn_index, on_heard)
+        assert self._tls is not None
+        bind = self._config.bind_address
         return await dial_h2(
             address.host,
             address.port,
             context=self._tls,
             accept=self._accept,
-            local_address=(self._bind, 0) if self._bind else None,
+            local_address=(bind, 0) if bind else None,
             connect_timeout=DIAL_SECONDS,
             handshake_timeout=DIAL_SECONDS,
         )
 
-    async def _dial_quic(self, address: EdgeAddress, conn_index: int) -> Link:
-        """Dial over UDP, from the port that this conn_index had before: a NAT on the way then knows it still."""
-        from connector.transport.quic import dial_quic  # noqa: PLC0415  (slow to import)
+    async def probe_quic(self, address: EdgeAddress) -> None:
+        """Shake hands over QUIC and hang up. Errors: EdgeDialError and its kinds."""
+        from connector.transport.quic import dial_quic  # noqa: PLC0415  (loaded by `_prepare_quic`)
 
         link = await dial_quic(
             address.host,
             address.port,
-            context=self._tls,
+            context=self._quic_tls,
+            accept=self._accept,
+            local_host=self._config.bind_address,
+            **self._quic_options,
+        )
+        link.close()
+
+    def _prepare_quic(self) -> None:
+        """Load the library now: during the first dial it would eat the head start. Errors: ConfigError."""
+        from connector.protocol.quic_limits import DEFAULT_LIMITS  # noqa: PLC0415
+        from connector.transport.quic_engine import find_engine  # noqa: PLC0415
+        from connector.transport.quic_trust import quic_context  # noqa: PLC0415
+
+        config = self._config
+        _, engine = find_engine("auto")
+        if config.post_quantum and not engine.post_quantum:
+            raise ConfigError(
+                "the QUIC library in use has no post-quantum key exchange",
+                advice="Install qh3 2.1, or do without --post-quantum.",
+            )
+        limits = DEFAULT_LIMITS
+        if config.quic_connection_window is not None:
+            limits = replace(limits, connection_window=config.quic_connection_window)
+        if config.quic_stream_window is not None:
+            limits = replace(limits, stream_window=config.quic_stream_window)
+        self._quic_tls = quic_context(config.cacert)
+        self._quic_options = {
+            "limits": limits, "path_mtu_discovery": config.quic_pmtu, "post_quantum_only": config.post_quantum,
+        }  # fmt: skip
+
+    async def _dial_quic(self, address: EdgeAddress, conn_index: int, on_heard: Callable[[], None] | None) -> Link:
+        """Dial over UDP, from the port that this conn_index had before: a NAT on the way then knows it still."""
+        from connector.transport.quic import dial_quic  # noqa: PLC0415  (loaded by `_prepare_quic`)
+
+        link = await dial_quic(
+            address.host,
+            address.port,
+            context=self._quic_tls,
             accept=self._accept,
             on_configuration=self._on_configuration,
-            local_host=self._bind,
+            on_malformed=self._on_malformed,
+            on_heard=on_heard,
+            local_host=self._config.bind_address,
             local_port=self._ports.get(conn_index, 0),
-            rpc_timeout=self._rpc_timeout,
+            rpc_timeout=self._config.rpc_timeout,
+            **self._quic_options,
         )
         self._ports[conn_index] = link.local_address[1]
         return link

@@ -54,9 +54,13 @@ class HealthServer:
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         match request.path:
             case "/ready":
-                ready = self._snapshot().ready_connections
+                now = self._snapshot()
+                ready = now.ready_connections
                 status = 200 if ready else 503
-                text = f'{{"status":{status},"readyConnections":{ready},"connectorId":"{self._connector_id}"}}'
+                text = f'{{"status":{status},"readyConnections":{ready},"connectorId":"{self._connector_id}"'
+                if now.quic.text:  # for people; without news the answer is cloudflared's to the byte
+                    text += f',"quic":{{"status":"{now.quic.status.value}","reason":"{now.quic.text}"}}'
+                text += "}"
                 return web.Response(status=status, text=text, content_type="application/json")
             case "/healthcheck":
                 return web.Response(text="OK\n")
@@ -67,7 +71,7 @@ class HealthServer:
 
     def _metrics(self) -> str:
         now = self._snapshot()
-        rows = (
+        rows: tuple[tuple[str, str, str, int], ...] = (
             ("build_info", "gauge", f'{{version="{__version__}"}}', 1),
             ("cloudflared_tunnel_ha_connections", "gauge", "", now.connection_tasks),
             ("cloudflared_tunnel_concurrent_requests_per_tunnel", "gauge", "", now.active_streams),
@@ -77,7 +81,25 @@ class HealthServer:
             ),
             ("cloudflared_orchestration_config_version", "gauge", "", now.config_version),
         )  # fmt: skip
-        return "".join(f"# TYPE {name} {kind}\n{name}{labels} {value}\n" for name, kind, labels, value in rows)
+        path = now.quic
+        rows += (
+            (
+                "connector_quic_path", "gauge",
+                f'{{status="{path.status.value}",reason="{path.reason.value if path.reason else ""}"}}', 1,
+            ),
+            *(
+                (
+                    "connector_edge_link_ends", "counter",
+                    f'{{transport="{transport.value}",reason="{reason.value}"}}', count,
+                )
+                for (transport, reason), count in now.link_ends.items()
+            ),
+        )  # fmt: skip
+        text, last = "", ""
+        for name, kind, labels, value in rows:
+            text += ("" if name == last else f"# TYPE {name} {kind}\n") + f"{name}{labels} {value}\n"
+            last = name
+        return text
 
 
 def _bind_host(host: str, port: int) -> str | None:

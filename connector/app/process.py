@@ -12,7 +12,7 @@ import platform
 import socket
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,15 @@ from connector.app.orchestrator import Orchestrator
 from connector.app.signals import Signals, Stop, StoppedEarlyError
 from connector.app.state import TunnelState
 from connector.app.supervisor import Supervisor
-from connector.errors import ConnectorError, UsageError
+from connector.app.transport_choice import TransportChoice
+from connector.errors import ConnectorError, DiscoveryError, UsageError, WireError
 from connector.proxy.dispatch import Dispatcher
 from connector.proxy.ingress import DEFAULT_INGRESS, ingress_from_url
+from connector.transport.wakeups import Wakeups
+
+RECORDS_SECONDS = 2.0
+"""How long the start waits for the edge's TXT records, beside the look-up of its addresses. Later they are asked again
+in the background, and what they say counts for new connections."""
 
 LOOP_VARIABLE = "CONNECTOR_LOOP"
 
@@ -105,11 +111,28 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(capnp.kj_loop())
         stack.push_async_callback(dispatcher.close)
-        dialler = Dialler(config, dispatcher.accept, orchestrator)
-        log.info(f"Initial protocol {dialler.protocol}")
+        choice = TransportChoice(
+            config.protocol,
+            log,
+            account_tag=config.token.account_tag,
+            token_given=config.token_given,
+            features=tuple(config.features),
+            post_quantum=config.post_quantum,
+            clock=loop.time,
+        )
+        dialler = Dialler(
+            config,
+            dispatcher.accept,
+            orchestrator,
+            quic=choice.needs_quic,
+            http2=choice.needs_http2,
+            on_malformed=lambda what: log.debug("The edge sent a request that is none", event=EVENT_HTTP, error=what),
+        )
+        log.info(f"Initial protocol {choice.initial.value}")
+        records = None if config.edges else _records(choice, log)  # an edge that was named by hand has none
         try:
             async with stop.starting():
-                book = await find_edge(config, log)
+                book, _ = await asyncio.gather(find_edge(config, log), _limited(records))
         except StoppedEarlyError:
             log.info("Tunnel server stopped")
             raise
@@ -121,6 +144,7 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
             connector_id=connector_id,
             log=log,
             dialler=dialler,
+            choice=choice,
             book=book,
             active_streams=lambda: dispatcher.active,
             orchestrator=orchestrator,
@@ -130,7 +154,10 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
 
             health = await stack.enter_async_context(HealthServer(config.metrics, connector_id, state.snapshot))
             log.info(f"Starting metrics server on {health.address}/metrics")
-        supervisor = Supervisor(state, wanted)
+        supervisor = Supervisor(state, wanted, look_up_records=records)
+        wakeups = Wakeups(lambda news: supervisor.woken(",".join(cause.value for cause in news.causes)))
+        wakeups.start()
+        stack.callback(wakeups.close)
         state.on_first_registration = lambda: on_up(state)
         stop.then(supervisor.stop)
         try:
@@ -148,6 +175,38 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
             log.info("Tunnel server stopped")
     if config.metrics is not None:
         log.info("Metrics server stopped")
+
+
+async def _limited(look_up: Callable[[], Awaitable[None]] | None) -> None:
+    if look_up is not None:
+        try:
+            async with asyncio.timeout(RECORDS_SECONDS):
+                await look_up()
+        except TimeoutError:
+            pass  # the supervisor asks again
+
+
+def _records(choice: TransportChoice, log: Logger) -> Callable[[], Awaitable[None]]:
+    """Give what looks the edge's two TXT records up and hands them to `choice`."""
+
+    async def look_up() -> None:
+        from connector.transport.discovery import protocol_shares, remote_features  # noqa: PLC0415  (loads dnspython)
+        from connector.transport.resolvers import SystemResolver  # noqa: PLC0415
+
+        resolver = SystemResolver()
+        shares = features = None
+        try:
+            shares = await protocol_shares(resolver)
+        except (DiscoveryError, WireError) as error:
+            log.debug("Unable to lookup protocol percentage.", error=str(error))
+        try:
+            features = await remote_features(resolver)
+        except (DiscoveryError, WireError) as error:
+            log.debug("Failed to fetch features, default to disable", error=str(error))
+        choice.records_tried()
+        choice.learn(shares, features)
+
+    return look_up
 
 
 def request_log(log: Logger) -> Callable[[str, dict[str, Any]], None]:

@@ -6,14 +6,18 @@ Never: decides anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from connector.app.addresses import AddressBook
 from connector.app.config import RunConfig
 from connector.app.logs import Logger
+from connector.app.transport_choice import PathFacts, TransportChoice
 from connector.protocol.edge_addresses import EdgeAddress
+from connector.protocol.protocol_choice import Transport
+from connector.protocol.protocol_race import PathStatus, Reason
 from connector.protocol.reconnect import RetryPolicy
 
 if TYPE_CHECKING:
@@ -29,14 +33,17 @@ class Snapshot(NamedTuple):
     active_streams: int
     registrations: int
     config_version: int
+    quic: PathFacts = PathFacts(PathStatus.UNKNOWN, None, "")
+    link_ends: Mapping[tuple[Transport, Reason], int] = MappingProxyType({})
+    """Links and dials that ended, by transport and reason."""
 
 
 class TunnelState:
     """One per run. Connections report to it; health and supervisor read it."""
 
     __slots__ = (
-        "active_streams", "book", "config", "connected", "connection_tasks", "connector_id", "dialler", "log",
-        "on_change", "on_first_registration", "orchestrator", "policy", "registrations", "stop_deadline",
+        "active_streams", "book", "choice", "config", "connected", "connection_tasks", "connector_id", "dialler", "log",
+        "on_change", "on_first_registration", "orchestrator", "policy", "registrations", "stop_deadline", "transports",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +53,7 @@ class TunnelState:
         connector_id: UUID,
         log: Logger,
         dialler: Dialler,
+        choice: TransportChoice,
         book: AddressBook,
         active_streams: Callable[[], int],
         orchestrator: Orchestrator,
@@ -54,11 +62,14 @@ class TunnelState:
         self.connector_id = connector_id
         self.log = log
         self.dialler = dialler
+        self.choice = choice
         self.book = book
         self.active_streams = active_streams
         self.orchestrator = orchestrator
         self.policy = RetryPolicy(config.retries)
         self.connected: dict[int, EdgeAddress] = {}
+        self.transports: dict[int, Transport] = {}
+        """What each connected index speaks."""
         self.connection_tasks = 0
         self.registrations = 0
         self.stop_deadline: float | None = None
@@ -72,9 +83,10 @@ class TunnelState:
         """True once a shutdown was asked for."""
         return self.stop_deadline is not None
 
-    def registered(self, conn_index: int, address: EdgeAddress) -> None:
+    def registered(self, conn_index: int, address: EdgeAddress, transport: Transport) -> None:
         """Note that `conn_index` is connected."""
         self.connected[conn_index] = address
+        self.transports[conn_index] = transport
         self.registrations += 1
         self.book.registered()
         if self.registrations == 1:
@@ -89,6 +101,7 @@ class TunnelState:
     def disconnected(self, conn_index: int) -> None:
         """Note that `conn_index` is not connected, or about to leave."""
         self.connected.pop(conn_index, None)
+        self.transports.pop(conn_index, None)
 
     def snapshot(self) -> Snapshot:
         """Give the numbers for the metrics address."""
@@ -98,4 +111,6 @@ class TunnelState:
             active_streams=self.active_streams(),
             registrations=self.registrations,
             config_version=self.orchestrator.version,
+            quic=self.choice.facts,
+            link_ends=self.choice.link_ends,
         )

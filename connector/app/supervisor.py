@@ -1,7 +1,8 @@
 """Keeps the HA connections running: starts them, notices when they end, stops them together.
 
-Owns: the tasks of the edge connections and the order in which they start. In: TunnelState. Out: returns when all ended.
-Never: knows why a connection failed, beyond the error that it raises to end the process.
+Owns: the tasks of the edge connections, the order in which they start, the slow schedule, and what the process does in
+the background for all of them: look-ups, the probe of QUIC, the return to it, wake-ups. In: TunnelState.
+Out: returns when all ended. Never: knows why a connection failed, beyond the error that it raises to end the process.
 
 Strategy: one loop over one event. Whatever happens (a registration, a task's end, the wish to stop) sets the event; the
 loop then looks at the facts and does what is due.
@@ -10,10 +11,17 @@ loop then looks at the facts and does what is due.
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from connector.app.connection import EdgeConnection
+from connector.app.connection import EdgeConnection, WaitTogetherError
+from connector.app.durations import format_duration
 from connector.app.state import TunnelState
+from connector.errors import EdgeDialError
+from connector.protocol.outer_backoff import OuterBackoff
+from connector.protocol.protocol_choice import Transport
+from connector.protocol.wake_budget import WakeBudget
 
 START_INTERVAL = 1.0
 """Seconds between the starts of further connections, as cloudflared has it."""
@@ -22,18 +30,31 @@ STOP_SLACK = 1.0
 """Seconds past the grace period after which connections that still run are cancelled."""
 
 
-class Supervisor:
-    """One per run. `await run()`; `stop()` from a signal handler."""
+RETURN_TICK = 5.0
+"""How often connections over HTTP/2 are looked at while QUIC may be there again."""
 
-    def __init__(self, state: TunnelState, wanted: int) -> None:
+
+class Supervisor:
+    """One per run. `await run()`; `stop()` from a signal handler; `woken()` when the machine's network changed.
+
+    `look_up_records` asks the edge's TXT records and tells `TransportChoice`; None where nobody is to be asked.
+    """
+
+    def __init__(
+        self, state: TunnelState, wanted: int, *, look_up_records: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._state = state
         self._wanted = wanted
+        self._look_up_records = look_up_records
         self._changed = asyncio.Event()
         self._connections: list[EdgeConnection] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], EdgeConnection] = {}
+        self._background: dict[str, asyncio.Task[Any]] = {}
         self._error: BaseException | None = None
         self._next_start = 0.0
-        self._refresh: asyncio.Task[bool] | None = None
+        self._outer = OuterBackoff()
+        self._counted = 0  # registrations that the slow schedule knows of
+        self._wakes = WakeBudget()
         state.on_change = self._changed.set
 
     def stop(self) -> None:
@@ -44,56 +65,155 @@ class Supervisor:
             connection.stop()
         self._changed.set()
 
+    def woken(self, causes: str) -> None:
+        """Take news of the machine's network: links are checked, and connections that wait retry at once.
+
+        `causes` is for the log.
+        """
+        if self._state.stopping:
+            return
+        loop = asyncio.get_running_loop()
+        self._state.book.network_changed()
+        self._state.choice.network_changed()
+        for connection in self._connections:
+            connection.check()
+        self._wakes, wait = self._wakes.woken(now=loop.time(), random=random.random())  # noqa: S311  (jitter)
+        self._state.log.debug("The network changed", event=0, causes=causes, retry=wait is not None)
+        if wait is not None:
+            loop.call_later(wait, self._wake)
+        self._changed.set()
+
     async def run(self) -> None:
         """Run until every connection has ended; raises the error that ended the process."""
         state, loop = self._state, asyncio.get_running_loop()
         if not state.stopping:
             self._start()
         try:
-            while self._tasks and self._error is None:
+            while (self._tasks or self._outer.waiting) and self._error is None:
                 self._changed.clear()
-                due: float | None = None
                 if state.stop_deadline is not None:
-                    due = state.stop_deadline + STOP_SLACK
-                    if loop.time() >= due:
+                    due: float | None = state.stop_deadline + STOP_SLACK
+                    if loop.time() >= state.stop_deadline + STOP_SLACK:
                         return
-                elif state.registrations and len(self._connections) < self._wanted:
-                    if loop.time() >= self._next_start:
-                        self._next_start = loop.time() + START_INTERVAL
-                        self._start()
-                    due = self._next_start
-                if self._refresh is None and state.book.refresh_due() and not state.stopping:
-                    self._refresh = asyncio.create_task(state.book.refresh(), name="look the edge up again")
-                    self._refresh.add_done_callback(self._refreshed)
+                    self._outer = OuterBackoff()
+                    if not self._tasks:
+                        return
+                else:
+                    due = self._do_what_is_due(loop.time())
                 try:
                     async with asyncio.timeout_at(due):
                         await self._changed.wait()
                 except TimeoutError:
                     pass
         finally:
-            rest: set[asyncio.Task[Any]] = {*self._tasks} if self._refresh is None else {*self._tasks, self._refresh}
+            rest = [*self._tasks, *self._background.values()]
             for task in rest:
                 task.cancel()
             await asyncio.gather(*rest, return_exceptions=True)
         if self._error is not None:
             raise self._error
 
+    def _do_what_is_due(self, now: float) -> float | None:
+        """Start what should run now; give the time of the next look, None when only an event can bring news."""
+        state, choice = self._state, self._state.choice
+        due: list[float | None] = []
+        if state.registrations and len(self._connections) < self._wanted:
+            if now >= self._next_start:
+                self._next_start = now + START_INTERVAL
+                self._start()
+            due.append(self._next_start)
+        self._outer, restart = self._outer.fire(now)
+        self._restart(restart)
+        due.append(self._outer.fire_at)
+        if state.registrations > self._counted and len(state.connected) == len(self._tasks):
+            self._counted = state.registrations
+            self._outer = self._outer.all_connected(now=now, random=random.random())  # noqa: S311  (jitter)
+        if state.book.refresh_due():
+            self._run("look the edge up again", state.book.refresh)
+        if self._look_up_records is not None and choice.records_due():
+            choice.records_tried()
+            self._run("look the edge's records up", self._look_up_records)
+        if choice.probe_due():
+            self._run("probe QUIC", self._probe)
+        due.append(choice.next_probe())
+        if Transport.HTTP2 in state.transports.values() and choice.may_return:
+            conn_index = choice.next_return(state.transports)
+            if conn_index is not None:
+                self._connections[conn_index].move_on()
+            due.append(now + RETURN_TICK)
+        return min((at for at in due if at is not None), default=None)
+
     def _start(self) -> None:
         connection = EdgeConnection(len(self._connections), self._state)
         self._connections.append(connection)
+        self._let_run(connection)
+
+    def _restart(self, indices: tuple[int, ...]) -> None:
+        for conn_index in indices:
+            self._let_run(self._connections[conn_index])
+
+    def _let_run(self, connection: EdgeConnection) -> None:
         task = asyncio.create_task(connection.run(), name=f"edge connection {connection.conn_index}")
-        self._tasks.add(task)
+        self._tasks[task] = connection
         self._state.connection_tasks = len(self._tasks)
         task.add_done_callback(self._ended)
 
-    def _refreshed(self, task: asyncio.Task[bool]) -> None:
-        self._refresh = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._state.log.bug("Looking the edge up again failed", error)  # the known addresses stay in use
+    def _wake(self) -> None:
+        if self._state.stopping:
+            return
+        self._outer, restart = self._outer.wake()
+        self._restart(restart)
+        woken = sum([connection.wake() for connection in self._connections]) + len(restart)
+        if woken:
+            self._state.log.info("The network changed: connections that waited retry now", event=0, connections=woken)
+
+    async def _probe(self) -> None:
+        """Shake hands over QUIC in the background, to learn whether it works again."""
+        state = self._state
+        address = state.book.known()
+        if address is None:
+            return
+        state.choice.probing(address.port)
+        try:
+            await state.dialler.probe_quic(address)
+        except EdgeDialError as error:
+            state.choice.probed(error)
+        else:
+            state.choice.probed(None)
+
+    def _run(self, what: str, work: Callable[[], Awaitable[Any]]) -> None:
+        """Run `work` in the background, once at a time; a failure of it is a bug, and only logged."""
+        if what in self._background:
+            return
+
+        def done(task: asyncio.Task[Any]) -> None:
+            del self._background[what]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._state.log.bug(f"Failed to {what}", error)
+            self._changed.set()
+
+        task = asyncio.create_task(_awaited(work()), name=what)
+        self._background[what] = task
+        task.add_done_callback(done)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        connection = self._tasks.pop(task)
         self._state.connection_tasks = len(self._tasks)
-        if not task.cancelled() and task.exception() is not None and self._error is None:
-            self._error = task.exception()
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, WaitTogetherError):
+            self._outer = self._outer.failed(
+                connection.conn_index,
+                now=asyncio.get_running_loop().time(),
+                random=random.random(),  # noqa: S311  (jitter)
+            )
+            limit = format_duration(self._outer.wait_limit)
+            self._state.log.bind(connIndex=connection.conn_index, event=0).info(
+                f"Connection starts over in up to {limit}"
+            )
+        elif error is not None and self._error is None:
+            self._error = error
         self._changed.set()
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work

@@ -1,10 +1,10 @@
-"""Which transport a connection speaks, by the edge's own rules: TXT records, start protocol, fall-back, address budget.
+"""Which transport to speak by the flag and the edge's TXT records, and what failures mean for the address.
 
-Owns: edge-connection section 7, and the columns of section 8.3 that concern address and protocol. In: flags, records,
-failures, `now`. Out: values and log messages. Never: queries, logs, reads a clock. (The quicker policy of `auto` is
-`protocol_race.py`; where it is in force, section 7.4's fall-back is not.)
+Owns: edge-connection sections 7.1 to 7.3, and section 8.3's column about the address. In: flags, records, failures,
+`now`. Out: values and log messages. Never: queries, logs, reads a clock. What `auto` does when the wish cannot be had
+is `protocol_race.py`'s: it takes the place of section 7.4, which waits minutes.
 
-*Strategy*: `Selector` is the process's wish, `ProtocolState` one connection's reality; both are values.
+*Strategy*: `Selector` is the process's wish, `AddressTrials` one connection's luck; both are values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from connector.errors import ConfigError, WireError
-from connector.protocol.reconnect import DEFAULT_RETRIES, Failure
+from connector.protocol.reconnect import ROTATES, Failure
 
 PROTOCOL_RECORD = "protocol-v2.argotunnel.com"
 FEATURE_RECORD = "cfd-features.argotunnel.com"
@@ -31,7 +31,7 @@ RECORD_RETRY_SECONDS = 60.0
 """Pause after a failed look-up; cloudflared tries again at every attempt, which costs each one the resolver's time."""
 
 ADDRESS_BUDGET = 8
-"""Connectivity failures in a row that only rotate the address. `--max-edge-addr-retries`."""
+"""Dials in a row that may reach nobody before the retry schedule begins anew. `--max-edge-addr-retries`."""
 
 DATAGRAM_V2 = "support_datagram_v2"
 DATAGRAM_V3 = "support_datagram_v3_2"
@@ -208,87 +208,32 @@ def select_protocol(
             )
 
 
-# -- one connection's reality -----------------------------------------------------------------------------------------
+# -- one connection's addresses ---------------------------------------------------------------------------------------
 
 
 class Effect(NamedTuple):
-    """What a failed attempt means for the address and the protocol (edge-connection section 8.3)."""
+    """What a failed attempt means for the address (edge-connection section 8.3)."""
 
     rotate: bool
     unreachable: bool
     """The address did not answer: give it back as such."""
-    change_allowed: bool
-    """The next protocol may be chosen after the wait."""
+    start_over: bool = False
+    """The address budget is used up: the retry schedule begins anew."""
 
 
-class ProtocolState(NamedTuple):
-    """What one connection speaks, and what it remembers of its failures."""
+class AddressTrials(NamedTuple):
+    """What one connection remembers of the addresses that it tried."""
 
-    protocol: Transport
-    in_fallback: bool = False
-    address_failures: int = 0
-    """Connectivity failures since the last registration, or since the budget was used up."""
+    failures: int = 0
+    """Dials in a row that reached nobody, since the last registration or since the budget was used up."""
 
-    def registered(self) -> ProtocolState:
+    def registered(self) -> AddressTrials:
         """Give the state after a successful registration."""
-        return self._replace(in_fallback=False, address_failures=0)
+        return AddressTrials()
 
-    def failed(self, failure: Failure, *, budget: int = ADDRESS_BUDGET) -> tuple[ProtocolState, Effect]:
-        """Answer a failure, before the wait: which address next, and is the protocol open for discussion?"""
+    def failed(self, failure: Failure, *, budget: int = ADDRESS_BUDGET) -> tuple[AddressTrials, Effect]:
+        """Answer a failure, before the wait: which address next?"""
         if failure is Failure.DIAL:
-            used_up = self.address_failures >= max(budget, 0)
-            failures = 0 if used_up else self.address_failures + 1
-            return self._replace(address_failures=failures), Effect(True, True, used_up)
-        return self, _EFFECTS[failure]
-
-    def next_attempt(
-        self,
-        effect: Effect,
-        selector: Selector,
-        *,
-        counter: int,
-        worked: Collection[Transport],
-        quic_broken: bool,
-        retries: int = DEFAULT_RETRIES,
-    ) -> NextAttempt:
-        """Choose the protocol of the next attempt, after the wait (edge-connection section 7.4).
-
-        `counter` is the retry counter; `worked` holds every transport that any connection of this process has ever
-        registered with; `quic_broken` says that QUIC went idle or that the system did not permit it.
-        """
-        if not effect.change_allowed or selector.current in worked:
-            return NextAttempt(self)
-        if counter == retries or (selector.fallback is not None and quic_broken):
-            if selector.fallback is None or self.protocol is selector.fallback:
-                return NextAttempt(self)
-            return NextAttempt(
-                self._replace(protocol=selector.fallback, in_fallback=True),
-                reset_counter=True,
-                message=f"Switching to fallback protocol {selector.fallback.value}",
-            )
-        if not self.in_fallback and self.protocol is not selector.current:
-            return NextAttempt(
-                self._replace(protocol=selector.current), message=f"Changing protocol to {selector.current.value}"
-            )
-        return NextAttempt(self)
-
-
-class NextAttempt(NamedTuple):
-    """The protocol of the next attempt, and what to do about it."""
-
-    state: ProtocolState
-    reset_counter: bool = False
-    """The retry counter starts over."""
-    message: str = ""
-    """The line to log at info level, if any."""
-
-
-_EFFECTS = {
-    Failure.DUPLICATE: Effect(rotate=True, unreachable=False, change_allowed=False),
-    Failure.UNAUTHORIZED: Effect(rotate=False, unreachable=False, change_allowed=False),
-    Failure.REFUSED: Effect(rotate=False, unreachable=False, change_allowed=False),
-    Failure.REFUSED_FOR_NOW: Effect(rotate=False, unreachable=False, change_allowed=True),
-    Failure.LOST: Effect(rotate=False, unreachable=False, change_allowed=True),
-    Failure.INTERNAL: Effect(rotate=False, unreachable=False, change_allowed=True),
-}
-"""Section 8.3, both transports alike as its advice has it. Failure.DIAL depends on the budget and is not here."""
+            used_up = self.failures >= max(budget, 0)
+            return AddressTrials(0 if used_up else self.failures + 1), Effect(True, True, used_up)
+        return self, Effect(rotate=failure in ROTATES, unreachable=False)

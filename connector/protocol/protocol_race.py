@@ -234,6 +234,8 @@ class QuicPath(NamedTuple):
     setbacks: int = 0
     """How often QUIC broke after it had worked."""
     settled_at: float = 0.0
+    http2_misses: int = 0
+    """Dials in a row that failed over HTTP/2 while QUIC was BLOCKED."""
 
     def plan(self, selector: Selector) -> DialPlan:
         """Tell how to dial: a wish without fall-back is followed, `auto` races unless QUIC is blocked.
@@ -242,7 +244,14 @@ class QuicPath(NamedTuple):
         """
         if selector.fallback is None or (selector.current is Transport.HTTP2 and not selector.guessed):
             return DialPlan(selector.current.value)
-        return DialPlan.HTTP2 if self.status is PathStatus.BLOCKED else DialPlan.RACE
+        alone = self.status is PathStatus.BLOCKED and self.http2_misses < BLOCKED_AFTER
+        return DialPlan.HTTP2 if alone else DialPlan.RACE
+
+    def http2_dialled(self, up: bool) -> QuicPath:
+        """Note the outcome of a dial over HTTP/2 alone: while it fails too, dials are races again."""
+        if self.status is not PathStatus.BLOCKED:
+            return self
+        return self._replace(http2_misses=0 if up else self.http2_misses + 1)
 
     def answered(self, now: float) -> QuicPath:
         """Note a QUIC handshake that was done, by a connection or a probe."""
@@ -250,7 +259,12 @@ class QuicPath(NamedTuple):
             case PathStatus.BLOCKED:
                 pause = min(SETTLE_SECONDS * 2 ** min(self.setbacks, 10), MAX_SETTLE_SECONDS)
                 return self._replace(
-                    status=PathStatus.SETTLING, misses=0, probes=0, settled_at=now + pause, probe_at=now + pause / 2
+                    status=PathStatus.SETTLING,
+                    misses=0,
+                    http2_misses=0,
+                    probes=0,
+                    settled_at=now + pause,
+                    probe_at=now + pause / 2,
                 )
             case PathStatus.SETTLING if now >= self.settled_at:
                 return self._replace(status=PathStatus.WORKING, reason=None, misses=0, probe_at=None, losses=())

@@ -5,8 +5,8 @@ In: a RetryState, an error, the time and a random number. Out: a Decision with t
 Never: sleeps, reads a clock, draws random numbers, logs; knows no socket.
 
 Strategy: everything is a value. One `RetryState` per conn_index lives in the caller; `RetryPolicy` holds what the flags
-say; `RetryPolicy.decide` is a pure function over the two. Protocol fall-back and address sets add fields to
-`RetryState` and `Decision`; the callers' shape stays.
+say; `RetryPolicy.decide` is a pure function over the two. What a retry in seconds does not mend goes to the second,
+slower schedule (`outer_backoff.py`), where connections wait together.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ BASE_WAIT = 1.0
 
 DEFAULT_RETRIES = 5
 """Cap of the exponent, not a number of attempts: no connection ever gives up. `--retries`."""
+
+LOST_WAIT = 1.0
+"""Seconds; the longest first wait after a link that had registered was lost. Half of the plain schedule's: the edge was
+there a moment ago, and it is the only wait that traffic feels."""
 
 MAX_WAIT = 3600.0
 """Seconds; ceiling for what `--retries` and an edge's retryAfter can ask for, so that no wait is endless."""
@@ -58,8 +62,9 @@ class Failure(Enum):
 ROTATES = frozenset({Failure.DIAL, Failure.DUPLICATE})
 """Failures after which another address is tried (edge-connection section 8.3)."""
 
-ENDS_PROCESS = frozenset({Failure.REFUSED, Failure.INTERNAL})
-"""Failures that end the process as long as no connection of it has ever registered; afterwards nothing does.
+HOPELESS = frozenset({Failure.REFUSED, Failure.INTERNAL})
+"""Failures that the same attempt would meet again. They end the process as long as no connection of it has ever
+registered; afterwards nothing does, and they wait on the slow schedule.
 
 cloudflared also ends on REFUSED_FOR_NOW and on LOST there. We follow the edge's wish to be asked again, and treat a
 link that broke, or an answer that did not come, during registration as what it is: a passing condition.
@@ -89,9 +94,15 @@ class RetryState(NamedTuple):
     conn_index: int
     counter: int = 0
     """Failed attempts since the last registration, capped by the policy."""
+    was_registered: bool = False
+    """The last attempt got as far as a registration."""
 
     def registered(self) -> RetryState:
         """Give the state after a successful registration: the schedule starts over."""
+        return RetryState(self.conn_index, 0, True)
+
+    def started_over(self) -> RetryState:
+        """Give the state with the schedule at its beginning."""
         return self._replace(counter=0)
 
     @property
@@ -104,6 +115,8 @@ class Action(Enum):
     """What the owner of the connection does next."""
 
     RETRY = "retry"
+    WAIT_TOGETHER = "wait together"
+    """End this connection's task; the supervisor starts it again by the slow schedule."""
     END_PROCESS = "end process"
 
 
@@ -134,20 +147,24 @@ class RetryPolicy(NamedTuple):
         """Answer one failure.
 
         `random` is uniform in [0, 1); `ever_registered` tells whether any connection of this process has ever been
-        registered. An edge's retryAfter is a lower bound of the wait.
+        registered. An edge's retryAfter comes before the wait, so that those it was told to do not return together.
         """
         failure = classify(error)
         counter = min(state.counter + 1, max(self.max_exponent, 0))
         limit = MAX_WAIT if counter > 60 else min(BASE_WAIT * 2**counter, MAX_WAIT)
-        wait = limit * random
+        if failure is Failure.LOST and state.was_registered:
+            limit = min(limit, LOST_WAIT)
+        at_least = 0.0
         if isinstance(error, RegistrationError) and error.retry_after > 0:
             at_least = min(error.retry_after, MAX_WAIT)
-            wait = max(wait, at_least)
-            limit = max(limit, at_least)
-        ends = failure in ENDS_PROCESS and not ever_registered
+        wait = at_least + limit * random
+        limit += at_least
+        action = Action.RETRY
+        if failure in HOPELESS:
+            action = Action.WAIT_TOGETHER if ever_registered else Action.END_PROCESS
         return Decision(
-            action=Action.END_PROCESS if ends else Action.RETRY,
-            state=state._replace(counter=counter),
+            action=action,
+            state=RetryState(state.conn_index, counter),
             failure=failure,
             wait=wait,
             wait_limit=limit,

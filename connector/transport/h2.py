@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import cast
 
 from connector.errors import EdgeDialError, EdgeLostError, ProtocolError
@@ -22,8 +23,9 @@ from connector.protocol.h2_connection import H2Connection
 from connector.protocol.h2_limits import DEFAULT_LIMITS, H2Limits
 from connector.protocol.ports import Acceptor, Buffer, Request, RequestKind, ResetCode, StreamPort, StreamSink
 from connector.transport.bridge import SocketBridge
-from connector.transport.link import Link, dial_tcp, explain_loss, format_address
+from connector.transport.link import CHECK_SECONDS, Link, dial_tcp, explain_loss, format_address
 from connector.transport.tls import EDGE_NAMES, explain_tls_error, maybe_read_peer_certificate
+from connector.wire.h2_frames import encode_ping
 
 READ_SIZE = 256 * 1024
 """Bytes of one read at most. asyncio's and uvloop's TLS take up to 256 KiB from the socket at once, so this never
@@ -33,6 +35,9 @@ WRITE_HIGH_WATER = 256 * 1024
 WRITE_LOW_WATER = 64 * 1024
 """Bytes waiting in the transport above which the engine is paused, and below which it goes on. The engine hands over up
 to 1 MiB at once (`H2Limits.out_high_water`), so the ceiling is the two together."""
+
+_PING = b"alive?  "
+"""What a PING of ours carries: eight bytes of no meaning (RFC 9113 section 6.7)."""
 
 TLS_CLOSE_SECONDS = 1.0
 """How long a close waits for the peer's close_notify. asyncio waits 30 s by default; nobody needs the answer."""
@@ -113,6 +118,8 @@ class H2Link(asyncio.BufferedProtocol):
         self._closed: asyncio.Future[None] = loop.create_future()
         self._control: asyncio.Future[SocketBridge] = loop.create_future()
         self._bridge: SocketBridge | None = None
+        self._check: asyncio.TimerHandle | None = None
+        self.on_goaway: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else f"{self._engine.open_streams} streams"
@@ -141,6 +148,13 @@ class H2Link(asyncio.BufferedProtocol):
         await asyncio.shield(self._closed)
         if self._error is not None:
             raise self._error
+
+    def check(self) -> None:
+        """See `Link.check`: a PING, and anything that comes counts as an answer."""
+        if self._ended or self._closing or self._check is not None:
+            return
+        self._check = self._loop.call_later(CHECK_SECONDS, self._unanswered)
+        self._engine.append(encode_ping(_PING))
 
     def close(self) -> None:
         """Send what is queued, close TLS and TCP. Streams that are still open are reset towards their sinks."""
@@ -193,6 +207,12 @@ class H2Link(asyncio.BufferedProtocol):
             return
         if self._timer is not None:
             self._arm()
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
+        if self.on_goaway is not None and self._engine.goaway_received:
+            said, self.on_goaway = self.on_goaway, None
+            said()
 
     def eof_received(self) -> None:
         """The edge closed; TLS has no half-close, so this is the end."""
@@ -210,9 +230,10 @@ class H2Link(asyncio.BufferedProtocol):
         if self._ended:
             return
         self._ended = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._check):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._check = None
         engine = self._engine
         if self._error is None and not self._closing:
             # The control stream is open as long as the link is.
@@ -272,6 +293,12 @@ class H2Link(asyncio.BufferedProtocol):
             self._fail(error)
             return
         self._arm()
+
+    def _unanswered(self) -> None:
+        self._check = None
+        self._error = explain_loss(TimeoutError(), self._peer, self._engine.open_streams - (self._bridge is not None))
+        if self._transport is not None:
+            self._transport.abort()
 
     def _fail(self, error: ProtocolError) -> None:
         """The peer broke HTTP/2: let the GOAWAY out, close, keep why."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 from connector.errors import EdgeDialError, EdgeLostError
@@ -20,6 +21,9 @@ KEEPALIVE_INTERVAL = 15
 KEEPALIVE_COUNT = 4
 """TCP keep-alive, in seconds and probes: a silent edge is found dead after 75 s. Precedents: Go (so cloudflared) 15 s
 idle and interval with 9 probes; Linux by default 2 h."""
+
+CHECK_SECONDS = 5.0
+"""How long the edge may take to answer `Link.check`; the idle time-out of QUIC links, so that both know as soon."""
 
 DIAL_ADVICE = "Check network and firewall: the connector needs outgoing TCP to port 7844 of the edge."
 
@@ -46,8 +50,21 @@ class Link(Protocol):
     async def control_stream(self, timeout: float) -> SocketBridge:
         """Return the control stream as soon as it is open. Errors: EdgeLostError."""
 
+    on_goaway: Callable[[], None] | None
+    """Called once when the edge says that it opens no more streams here; what is in flight goes on."""
+
     async def wait_closed(self) -> None:
         """Wait until the link ended; raise why, if not cleanly."""
+
+    @property
+    def open_streams(self) -> int:
+        """Return how many streams are open, the control stream included."""
+
+    def check(self) -> None:
+        """Find out soon whether the edge is still there, after news that the path to it may have changed.
+
+        A link that gets no answer within CHECK_SECONDS ends with EdgeLostError.
+        """
 
     def close(self) -> None:
         """Send what is queued, then close."""
@@ -138,7 +155,7 @@ def explain_loss(error: BaseException | None, peer: str, streams: int) -> EdgeLo
     """Return why a link that was not closed here ended; None when the edge closed it with nothing in flight."""
     busy = f" with {streams} request{'s' if streams != 1 else ''} in flight" if streams else ""
     if error is None:
-        return EdgeLostError(f"the edge {peer} closed the connection{busy}") if streams else None
+        return lost_by_edge(f"the edge {peer} closed the connection{busy}") if streams else None
     code = getattr(error, "errno", None)
     if code == errno.ETIMEDOUT or isinstance(error, TimeoutError):
         return EdgeLostError(
@@ -148,8 +165,15 @@ def explain_loss(error: BaseException | None, peer: str, streams: int) -> EdgeLo
     if code in {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}:
         return EdgeLostError(f"the edge {peer} became unreachable{busy}: {_text(error)}", advice=DIAL_ADVICE)
     if isinstance(error, ConnectionError):
-        return EdgeLostError(f"connection reset by the edge {peer}{busy}")
+        return lost_by_edge(f"connection reset by the edge {peer}{busy}")
     return EdgeLostError(f"connection with the edge {peer} broke{busy}: {_text(error)}")
+
+
+def lost_by_edge(text: str) -> EdgeLostError:
+    """Return the error of a link that the edge ended."""
+    error = EdgeLostError(text)
+    error.by_edge = True
+    return error
 
 
 def _text(error: BaseException) -> str:

@@ -67,6 +67,7 @@ async def dial_quic(
     rpc_handlers: RpcHandlers | None = None,
     on_datagram: Callable[[bytes], None] | None = None,
     on_malformed: Callable[[str], None] | None = None,
+    on_heard: Callable[[], None] | None = None,
     server_name: str = EDGE_NAMES["quic"],
     local_host: str | None = None,
     local_port: int = 0,
@@ -81,8 +82,9 @@ async def dial_quic(
     """Return an established link with its control stream open. Errors: EdgeDialError, EdgeTlsError, ConfigError.
 
     `local_port` is tried first and given up for a new one when it is taken; `link.local_address` tells which it became.
-    `on_configuration(version, JSON)` returns the version in force and an error text; `rpc_handlers` replaces it where
-    UDP sessions are served too. The addresses of a name are tried in order within `handshake_timeout`.
+    `on_heard` is called once, at the first packet from the edge: until then nothing tells a slow edge from a blocked
+    path. `on_configuration(version, JSON)` returns the version in force and an error text; `rpc_handlers` replaces it
+    where UDP sessions are served too. The addresses of a name are tried in order within `handshake_timeout`.
     """
     peer = format_address(host, port)
     loop = asyncio.get_running_loop()
@@ -129,6 +131,7 @@ async def dial_quic(
                     handlers=handlers, rpc_timeout=rpc_timeout, keylog=keylog, on_malformed=on_malformed,
                 )  # fmt: skip
                 link.on_datagram = on_datagram
+                link.on_heard = on_heard
                 try:
                     await link.handshake()
                 except EdgeTlsError:
@@ -184,6 +187,8 @@ class QuicLink:
         self.local_address: tuple[str, int] = sock.getsockname()[:2]
         self.remote_address: tuple[str, int] = sock.getpeername()[:2]
         self.on_datagram: Callable[[bytes], None] | None = None
+        self.on_heard: Callable[[], None] | None = None
+        self.on_goaway: Callable[[], None] | None = None  # never called: QUIC version 1 has no such frame
         self.datagrams_dropped = 0
         self._peer = peer or format_address(*self.remote_address)
         self._server_name = server_name
@@ -265,6 +270,13 @@ class QuicLink:
             await self._rpc.wait_closed()
         if self._error is not None:
             raise self._error
+
+    def check(self) -> None:
+        """See `Link.check`; the idle time-out does the rest."""
+        if self._established and not self._ended:
+            self._last_ping = monotonic()
+            self._engine.ping()
+            self._wake()
 
     def close(self) -> None:
         """Send what is queued, then CONNECTION_CLOSE 0. Streams that are still open are reset towards their sinks."""
@@ -370,6 +382,9 @@ class QuicLink:
                     return
             engine.receive(data, segment, now)
             self._last_received = now
+            if self.on_heard is not None:
+                heard, self.on_heard = self.on_heard, None
+                heard()
             self._refused = 0
 
         try:

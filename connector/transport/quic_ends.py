@@ -7,8 +7,8 @@ Never: does I/O.
 
 from __future__ import annotations
 
-from connector.errors import EdgeDialError, EdgeLostError, EdgeTlsError, ProtocolError
-from connector.transport.link import explain_loss
+from connector.errors import EdgeDialError, EdgeTlsError, ProtocolError
+from connector.transport.link import explain_loss, lost_by_edge
 from connector.transport.udp import UDP_ADVICE
 
 IDLE_REASON = "idle timeout"
@@ -52,7 +52,7 @@ def explain_end(code: int, reason: str, by_peer: bool, peer: str, busy: int) -> 
         return explain_loss(None, peer, busy)
     said = f": {_clean(reason)}" if reason else ""
     if by_peer:
-        return EdgeLostError(f"the edge {peer} closed the connection with code {code}{said}")
+        return lost_by_edge(f"the edge {peer} closed the connection with code {code}{said}")
     return ProtocolError(f"the edge {peer} broke the QUIC protocol (code {code}){said}")
 
 

@@ -293,4 +293,6 @@ def explain_udp_error(error: OSError, host: str, port: int, local: tuple[str, in
             f"cannot bind {format_address(*local)} to reach {peer} by UDP: {text}",
             advice="--edge-bind-address must be an address of this machine, of the same family as the edge's.",
         )
-    return EdgeDialError(f"cannot send UDP to {peer}: {text}", advice=UDP_ADVICE)
+    failure = EdgeDialError(f"cannot send UDP to {peer}: {text}", advice=UDP_ADVICE)
+    failure.forbidden = error.errno in {errno.EPERM, errno.EACCES}
+    return failure

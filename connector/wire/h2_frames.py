@@ -118,6 +118,11 @@ def encode_goaway(last_stream_id: int, code: int, debug: bytes = b"") -> bytes:
     return encode_frame(GOAWAY, 0, 0, _GOAWAY.pack(last_stream_id, code) + debug)
 
 
+def encode_ping(payload: bytes) -> bytes:
+    """Pack a PING; the peer returns the eight bytes."""
+    return encode_frame(PING, 0, 0, payload)
+
+
 def encode_ping_ack(payload: bytes) -> bytes:
     """Pack the answer to a PING with these eight bytes."""
     return encode_frame(PING, FLAG_ACK, 0, payload)

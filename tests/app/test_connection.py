@@ -20,6 +20,7 @@ from connector.app.logs import Logger, LogOutput
 from connector.app.orchestrator import Orchestrator
 from connector.app.state import TunnelState
 from connector.app.supervisor import Supervisor
+from connector.app.transport_choice import TransportChoice
 from connector.protocol.edge_addresses import EdgeAddress
 from connector.proxy.dispatch import Dispatcher
 from connector.wire.token import Token
@@ -43,7 +44,8 @@ class Setup:
             config=config,
             connector_id=identity,
             log=self.log,
-            dialler=Dialler(config, self.dispatcher.accept, orchestrator),
+            dialler=Dialler(config, self.dispatcher.accept, orchestrator, quic=False, http2=True),
+            choice=TransportChoice("http2", self.log, clock=asyncio.get_running_loop().time),
             book=AddressBook(((EdgeAddress("127.0.0.1", edge.port),), ())),
             active_streams=lambda: self.dispatcher.active,
             orchestrator=orchestrator,

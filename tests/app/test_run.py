@@ -84,13 +84,14 @@ def test_the_log_tells_the_life_of_a_connection(tmp_path: Path) -> None:
     assert {"connIndex", "connection", "event", "ip", "level", "location", "message", "protocol", "time"} == {
         *registered
     }
-    assert (registered["connIndex"], registered["event"], registered["protocol"]) == (0, 0, "http2")
+    assert (registered["connIndex"], registered["event"]) == (0, 0)
+    assert registered["protocol"] in {"quic", "http2"}
     assert registered["ip"] == "127.0.0.1"
     assert by_message["Updated to new configuration"]["version"] >= 0
     assert by_message["Unregistered tunnel connection"]["connIndex"] == 0
     order = [
         "Starting tunnel",
-        "Connecting via http2",
+        "Connecting via quic or http2",
         "Registering tunnel connection",
         "Registered tunnel connection",
         "Initiating graceful shutdown due to signal terminated ...",
@@ -164,10 +165,10 @@ def test_waiting_for_an_unreachable_edge_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_flags_without_effect_are_mentioned_once(tmp_path: Path) -> None:
-    with up(tmp_path, "--no-prechecks", "--heartbeat-count=3", "--post-quantum", "--loglevel", "debug") as (_, child):
+    with up(tmp_path, "--no-prechecks", "--heartbeat-count=3", "--label", "x", "--loglevel", "debug") as (_, child):
         (line,) = [event for event in child.events if event.get("message") == "Flags without effect"]
         assert (line["level"], line["flags"]) == ("debug", ["heartbeat-count", "no-prechecks"])
-        (line,) = [event for event in child.events if "--post-quantum" in str(event.get("message"))]
+        (line,) = [event for event in child.events if "--label" in str(event.get("message"))]
         assert line["level"] == "warn"
 
 
@@ -193,7 +194,7 @@ def test_the_console_format_is_for_people(tmp_path: Path) -> None:
     (line,) = [line for line in child.lines if "Registered tunnel connection" in line]
     assert re.fullmatch(
         r"\S+Z INF Registered tunnel connection connIndex=0 connection=\S{36} event=0 ip=127\.0\.0\.1 "
-        r"location=\S+ protocol=http2",
+        r"location=\S+ protocol=(quic|http2)",
         line,
     )
     assert "\x1b" not in child.text

@@ -118,13 +118,17 @@ def test_an_origin_that_answers_garbage_is_a_502_with_the_reason(
         assert reason in str(line), line
 
 
-def test_an_origin_that_cuts_its_body_truncates_instead_of_pretending(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["http2", "quic"])
+def test_an_origin_that_cuts_its_body_truncates_instead_of_pretending(tmp_path: Path, protocol: str) -> None:
     with (
         raw_origin(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this") as port,
-        tunnel(tmp_path, f"http://127.0.0.1:{port}") as up,
-        pytest.raises((http.client.IncompleteRead, ConnectionError, ssl.SSLError)),
+        tunnel(tmp_path, f"http://127.0.0.1:{port}", run_args=("--protocol", protocol)) as up,
     ):
-        get(up)
+        try:
+            status, _ = get(up)
+        except (http.client.IncompleteRead, ConnectionError, ssl.SSLError):
+            return
+        assert (protocol, status) == ("quic", 502)  # a reset there may overtake the head that was queued before it
 
 
 def test_an_edge_that_dies_mid_request_ends_the_origins_request(tmp_path: Path) -> None:

@@ -34,18 +34,18 @@ def assert_flat(counts: list[int], expected: float) -> None:
     assert max(counts) <= high
 
 
-def test_first_dials_fill_two_seconds_evenly(storm: Storm) -> None:
+def test_first_dials_fill_one_second_evenly(storm: Storm) -> None:
     assert len(storm.first) == CONNECTORS
     counts = histogram(storm.first, 0.1)
-    assert len(counts) == 20
-    assert_flat(counts, CONNECTORS / 20)
+    assert len(counts) == 10
+    assert_flat(counts, CONNECTORS / 10)
 
 
 def test_second_dials_are_spread_as_the_sum_of_two_waits(storm: Storm) -> None:
-    """Uniform over 2 s plus uniform over 4 s: rises for 2 s, stays for 2 s, falls for 2 s."""
+    """Uniform over 1 s plus uniform over 4 s: rises for 1 s, stays for 3 s, falls for 1 s."""
     counts = histogram(storm.second, 0.5)
-    rising = [1 / 64, 3 / 64, 5 / 64, 7 / 64]
-    shares = [*rising, *[1 / 8] * 4, *rising[::-1]]
+    rising = [1 / 32, 3 / 32]
+    shares = [*rising, *[1 / 8] * 6, *rising[::-1]]
     assert len(counts) == len(shares)
     for count, share in zip(counts, shares, strict=True):
         low, high = bounds(CONNECTORS * share)
@@ -54,7 +54,7 @@ def test_second_dials_are_spread_as_the_sum_of_two_waits(storm: Storm) -> None:
 
 def test_no_slot_sees_more_than_the_first_tenth(storm: Storm) -> None:
     together = histogram([*storm.first, *storm.second], 0.1)
-    assert max(together) < 1.6 * CONNECTORS / 20
+    assert max(together) < 1.4 * CONNECTORS / 10
     assert sum(together) == 2 * CONNECTORS  # two dials each: a lost edge costs one failed dial, not a series
 
 
@@ -66,7 +66,7 @@ def test_they_land_evenly_on_the_region_with_room_and_never_on_the_dead_address(
 def test_a_slow_dial_moves_the_second_wave_and_does_not_sharpen_it() -> None:
     storm = one_edge_lost(10_000, seed=2, dial_seconds=15.0)
     assert min(storm.second) >= 15.0
-    assert max(storm.second) < 21.0
+    assert max(storm.second) < 20.0
     assert max(histogram(storm.second, 0.5)) <= bounds(10_000 / 8)[1]
 
 
@@ -76,7 +76,7 @@ def test_a_long_outage_ends_in_a_flat_hum() -> None:
     dials = all_edges_lost(connectors, seconds, seed=3)
     counts = histogram(dials, 1.0)
     assert max(counts) == max(counts[:3])  # the first waves are the highest
-    assert max(counts) < connectors
+    assert max(counts) < 1.2 * connectors  # everybody's first dial, within LOST_WAIT
     # From 200 s on the exponent is at its cap for everybody: one dial in 16 s each.
     assert_flat(counts[200:400], connectors / 16)
     minutes = histogram(dials, 60.0)

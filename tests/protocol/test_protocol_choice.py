@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from connector.errors import ConfigError, WireError
 from connector.protocol.protocol_choice import (
     ADDRESS_BUDGET,
     RECORD_RETRY_SECONDS,
     RECORD_SECONDS,
+    AddressTrials,
     Effect,
-    NextAttempt,
-    ProtocolState,
     RemoteFeatures,
     Selector,
     Share,
@@ -209,125 +204,37 @@ def test_where_the_record_does_not_matter_it_is_never_due(flag: str) -> None:
 @pytest.mark.parametrize(
     ("failure", "effect"),
     [
-        (Failure.DIAL, Effect(rotate=True, unreachable=True, change_allowed=False)),
-        (Failure.DUPLICATE, Effect(rotate=True, unreachable=False, change_allowed=False)),
-        (Failure.UNAUTHORIZED, Effect(rotate=False, unreachable=False, change_allowed=False)),
-        (Failure.REFUSED, Effect(rotate=False, unreachable=False, change_allowed=False)),
-        (Failure.REFUSED_FOR_NOW, Effect(rotate=False, unreachable=False, change_allowed=True)),
-        (Failure.LOST, Effect(rotate=False, unreachable=False, change_allowed=True)),
-        (Failure.INTERNAL, Effect(rotate=False, unreachable=False, change_allowed=True)),
+        (Failure.DIAL, Effect(rotate=True, unreachable=True)),
+        (Failure.DUPLICATE, Effect(rotate=True, unreachable=False)),
+        (Failure.UNAUTHORIZED, Effect(rotate=False, unreachable=False)),
+        (Failure.REFUSED, Effect(rotate=False, unreachable=False)),
+        (Failure.REFUSED_FOR_NOW, Effect(rotate=False, unreachable=False)),
+        (Failure.LOST, Effect(rotate=False, unreachable=False)),
+        (Failure.INTERNAL, Effect(rotate=False, unreachable=False)),
     ],
 )
 def test_classification(failure: Failure, effect: Effect) -> None:
-    state = ProtocolState(QUIC)
-    after, found = state.failed(failure)
+    after, found = AddressTrials(3).failed(failure)
     assert found == effect
-    assert after == (state._replace(address_failures=1) if failure is Failure.DIAL else state)
+    assert after == AddressTrials(4 if failure is Failure.DIAL else 3)
 
 
 def test_every_failure_has_an_effect() -> None:
     for failure in Failure:
-        ProtocolState(QUIC).failed(failure)
+        AddressTrials().failed(failure)
 
 
-@pytest.mark.parametrize("budget", [0, 1, ADDRESS_BUDGET, 20])
+@pytest.mark.parametrize("budget", [-1, 0, 1, ADDRESS_BUDGET, 20])
 def test_the_address_budget(budget: int) -> None:
-    state = ProtocolState(QUIC)
-    allowed = []
-    for _ in range(3 * (budget + 1)):
+    state, over = AddressTrials(), []
+    for _ in range(3 * (max(budget, 0) + 1)):
         state, effect = state.failed(Failure.DIAL, budget=budget)
         assert effect.rotate
         assert effect.unreachable
-        allowed.append(effect.change_allowed)
-    assert allowed == ([False] * budget + [True]) * 3
+        over.append(effect.start_over)
+    assert over == ([False] * budget + [True]) * 3
     assert ADDRESS_BUDGET == 8
 
 
-def test_registration_refills_the_budget_and_ends_the_fallback() -> None:
-    state = ProtocolState(HTTP2, in_fallback=True, address_failures=7)
-    assert state.registered() == ProtocolState(HTTP2)
-
-
-AUTO = Selector(QUIC, HTTP2)
-ALLOWED = Effect(rotate=False, unreachable=False, change_allowed=True)
-FORBIDDEN = ALLOWED._replace(change_allowed=False)
-TO_FALLBACK = "Switching to fallback protocol http2"
-TO_QUIC = "Changing protocol to quic"
-
-
-def expected(
-    state: ProtocolState, effect: Effect, selector: Selector, counter: int, worked: frozenset[Transport], broken: bool
-) -> NextAttempt:
-    """Section 7.4, word by word."""
-    if not effect.change_allowed or selector.current in worked:
-        return NextAttempt(state)
-    if counter == 5 or (selector.fallback and broken):
-        if state.protocol is HTTP2 or selector.fallback is None:
-            return NextAttempt(state)
-        return NextAttempt(state._replace(protocol=HTTP2, in_fallback=True), True, TO_FALLBACK)
-    if not state.in_fallback and state.protocol is not selector.current:
-        return NextAttempt(
-            state._replace(protocol=selector.current), False, f"Changing protocol to {selector.current.value}"
-        )
-    return NextAttempt(state)
-
-
-def test_the_whole_fallback_table() -> None:
-    states = [ProtocolState(protocol, in_fallback) for protocol in Transport for in_fallback in (False, True)]
-    selectors = [AUTO, Selector(HTTP2, HTTP2), Selector(QUIC), Selector(HTTP2)]
-    worked = [frozenset(each) for each in ((), (QUIC,), (HTTP2,), (QUIC, HTTP2))]
-    seen = set()
-    for state, effect, selector, counter, done, broken in itertools.product(
-        states, (ALLOWED, FORBIDDEN), selectors, range(6), worked, (False, True)
-    ):
-        answer = state.next_attempt(effect, selector, counter=counter, worked=done, quic_broken=broken)
-        assert answer == expected(state, effect, selector, counter, done, broken)
-        seen.add(answer.message)
-    assert seen == {"", TO_FALLBACK, TO_QUIC, "Changing protocol to http2"}
-
-
-def test_udp_blocked_takes_nine_dials() -> None:
-    state, dials = ProtocolState(QUIC), 0
-    while state.protocol is QUIC:
-        dials += 1
-        state, effect = state.failed(Failure.DIAL)
-        counter = min(dials, 5)
-        state = state.next_attempt(effect, AUTO, counter=counter, worked=(), quic_broken=False).state
-    assert dials == 9
-
-
-def test_a_lost_fallback_connection_goes_back_to_quic() -> None:
-    state = ProtocolState(HTTP2, in_fallback=True).registered()
-    state, effect = state.failed(Failure.LOST)
-    answer = state.next_attempt(effect, AUTO, counter=1, worked={HTTP2}, quic_broken=False)
-    assert (answer.state.protocol, answer.message) == (QUIC, TO_QUIC)
-
-
-def test_once_quic_worked_anywhere_nobody_falls_back() -> None:
-    for counter, broken in itertools.product(range(6), (False, True)):
-        answer = ProtocolState(QUIC).next_attempt(ALLOWED, AUTO, counter=counter, worked={QUIC}, quic_broken=broken)
-        assert answer == NextAttempt(ProtocolState(QUIC))
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.one_of(st.sampled_from(Failure), st.just("registered")), max_size=60),
-    st.sampled_from([AUTO, Selector(QUIC), Selector(HTTP2)]),
-    st.booleans(),
-)
-def test_a_wish_without_fallback_is_kept_and_the_budget_is_never_exceeded(
-    events: list[Failure | str], selector: Selector, broken: bool
-) -> None:
-    state, counter = ProtocolState(selector.current), 0
-    for event in events:
-        if isinstance(event, str):
-            state, counter = state.registered(), 0
-            continue
-        counter = min(counter + 1, 5)
-        state, effect = state.failed(event)
-        answer = state.next_attempt(effect, selector, counter=counter, worked=(), quic_broken=broken)
-        state, counter = answer.state, 0 if answer.reset_counter else counter
-        assert 0 <= state.address_failures <= ADDRESS_BUDGET
-        if selector.fallback is None:
-            assert state.protocol is selector.current
-        assert not state.in_fallback or state.protocol is HTTP2
+def test_registration_refills_the_budget() -> None:
+    assert AddressTrials(7).registered() == AddressTrials()

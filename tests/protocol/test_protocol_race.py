@@ -240,6 +240,18 @@ def test_dial_plans(selector: Selector, status: PathStatus, plan: DialPlan) -> N
     assert QuicPath(status=status).plan(selector) is plan
 
 
+def test_while_http2_fails_too_quic_gets_its_chance() -> None:
+    auto = Selector(Transport.QUIC, Transport.HTTP2)
+    path = QuicPath(PathStatus.BLOCKED)
+    assert path.http2_dialled(False).plan(auto) is DialPlan.HTTP2
+    both = path.http2_dialled(False).http2_dialled(False)
+    assert both.plan(auto) is DialPlan.RACE
+    assert both.http2_dialled(True).plan(auto) is DialPlan.HTTP2
+    assert both.plan(Selector(Transport.HTTP2)) is DialPlan.HTTP2
+    assert both.answered(5.0).http2_misses == 0
+    assert QuicPath().http2_dialled(False) == QuicPath()
+
+
 def test_two_misses_block_and_one_does_not() -> None:
     path = QuicPath().missed(Reason.UDP_BLOCKED, http2_up=True, now=0.0, random=0.0)
     assert path.status is PathStatus.UNKNOWN

@@ -19,6 +19,8 @@ from connector.errors import (
     UnauthorizedError,
 )
 from connector.protocol.reconnect import (
+    HOPELESS,
+    LOST_WAIT,
     MAX_WAIT,
     Action,
     Decision,
@@ -62,8 +64,10 @@ def test_errors_are_classified_by_class(failure: Failure, error: BaseException) 
 def test_what_ends_the_process_and_what_rotates(failure: Failure, ever: bool, conn_index: int) -> None:
     for error in ERRORS[failure]:
         decision = decide(error, RetryState(conn_index), ever=ever)
-        ends = failure in {Failure.REFUSED, Failure.INTERNAL} and not ever
-        assert decision.action is (Action.END_PROCESS if ends else Action.RETRY)
+        if failure in HOPELESS:
+            assert decision.action is (Action.WAIT_TOGETHER if ever else Action.END_PROCESS)
+        else:
+            assert decision.action is Action.RETRY
         assert decision.rotate is (failure in {Failure.DIAL, Failure.DUPLICATE})
         assert decision.failure is failure
         assert decision.state.conn_index == conn_index
@@ -80,11 +84,19 @@ def test_waits_double_up_to_the_cap_and_stay(failure: Failure, error: BaseExcept
     assert limits == [2, 4, 8, 16, 32, 32, 32, 32]
     assert counters == [1, 2, 3, 4, 5, 5, 5, 5]
     assert state.previous_attempts == 5
-    assert decide(error, state.registered(), ever=True).wait_limit == 2
+    assert decide(error, state.registered(), ever=True).wait_limit == (LOST_WAIT if failure is Failure.LOST else 2)
 
 
 def test_registration_starts_the_schedule_over() -> None:
-    assert RetryState(2, 5).registered() == RetryState(2, 0)
+    assert RetryState(2, 5).registered() == RetryState(2, 0, was_registered=True)
+    assert RetryState(2, 5).started_over() == RetryState(2, 0)
+
+
+def test_only_the_first_wait_after_a_registered_link_was_lost_is_short() -> None:
+    first = decide(EdgeLostError("x"), RetryState(2, 5).registered(), ever=True)
+    second = decide(EdgeLostError("x"), first.state, ever=True)
+    assert (first.wait_limit, second.wait_limit) == (LOST_WAIT, 4)
+    assert decide(EdgeLostError("x"), RetryState(2), ever=True).wait_limit == 2
 
 
 @given(
@@ -99,7 +111,7 @@ def test_the_wait_lies_in_its_bounds(
     counter: int, retries: int, random: float, now: float, error: BaseException, ever: bool
 ) -> None:
     decision = RetryPolicy(retries).decide(RetryState(0, counter), error, now=now, random=random, ever_registered=ever)
-    assert 0 <= decision.wait <= decision.wait_limit <= MAX_WAIT
+    assert 0 <= decision.wait <= decision.wait_limit <= 2 * MAX_WAIT
     assert decision.wait < decision.wait_limit
     assert decision.retry_at == now + decision.wait
     assert 0 <= decision.state.counter <= max(retries, 0)
@@ -107,12 +119,12 @@ def test_the_wait_lies_in_its_bounds(
 
 
 @pytest.mark.parametrize("kind", [RegistrationError, UnauthorizedError, DuplicateConnectionError])
-def test_the_edges_retry_after_is_a_lower_bound(kind: type[RegistrationError]) -> None:
-    late = decide(kind("later", should_retry=True, retry_after=90.0), random=0.9)
-    assert (late.wait, late.wait_limit) == (90.0, 90.0)
+def test_the_edges_retry_after_comes_before_the_wait(kind: type[RegistrationError]) -> None:
+    late = decide(kind("later", should_retry=True, retry_after=90.0), random=0.5)
+    assert (late.wait, late.wait_limit) == (91.0, 92.0)
     soon = decide(kind("soon", should_retry=True, retry_after=0.5), random=0.75)
-    assert (soon.wait, soon.wait_limit) == (1.5, 2.0)
-    assert decide(kind("never", should_retry=True, retry_after=1e12)).wait == MAX_WAIT
+    assert (soon.wait, soon.wait_limit) == (2.0, 2.5)
+    assert decide(kind("never", should_retry=True, retry_after=1e12), random=0.0).wait == MAX_WAIT
     assert decide(kind("past", should_retry=True, retry_after=-5.0), random=0.0).wait == 0.0
 
 

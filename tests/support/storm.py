@@ -13,7 +13,7 @@ from typing import NamedTuple
 from connector.errors import EdgeDialError, EdgeLostError
 from connector.protocol.edge_addresses import EdgeAddress, IpVersion, RegionAddresses, Use, learn
 from connector.protocol.outer_backoff import OuterBackoff
-from connector.protocol.protocol_choice import ProtocolState, Transport
+from connector.protocol.protocol_choice import AddressTrials
 from connector.protocol.reconnect import RetryPolicy, RetryState
 
 PUBLISHED: RegionAddresses = (
@@ -51,11 +51,11 @@ def one_edge_lost(connectors: int, *, seed: int, dial_seconds: float = 0.0) -> S
         addresses = start
         for conn_index in (1, 2, 3):
             addresses, _ = addresses.get(conn_index, random=random())
-        again = policy.decide(RetryState(0), LOST, now=0.0, random=random(), ever_registered=True)
+        again = policy.decide(RetryState(0).registered(), LOST, now=0.0, random=random(), ever_registered=True)
         storm.first.append(again.retry_at)
         failed_at = again.retry_at + dial_seconds
         decision = policy.decide(again.state, REFUSED, now=failed_at, random=random(), ever_registered=True)
-        _, effect = ProtocolState(Transport.QUIC).failed(decision.failure)
+        _, effect = AddressTrials().failed(decision.failure)
         assert effect.rotate
         addresses, address = addresses.rotate(0, unreachable=effect.unreachable, now=failed_at, random=random())
         assert address is not None
@@ -70,7 +70,7 @@ def all_edges_lost(connectors: int, seconds: float, *, seed: int) -> list[float]
     policy = RetryPolicy()
     dials: list[float] = []
     for _ in range(connectors):
-        state, now = RetryState(0), 0.0
+        state, now = RetryState(0).registered(), 0.0
         error: Exception = LOST
         while True:
             decision = policy.decide(state, error, now=now, random=random(), ever_registered=True)
