@@ -1,7 +1,7 @@
-"""The command line: words to commands, errors to exit statuses.
+"""The command line: words to a command, errors to exit statuses.
 
 Owns: `main`, exit statuses, wiping the token off the process list. In: argv. Out: an exit status.
-Never: imports more than the command at hand needs; prints a secret.
+Never: imports more than the command at hand needs; prints a secret; knows what a command does.
 
 Statuses: 0 fine or stopped as asked; 1 something failed; 255 the command line makes no sense. cloudflared answers an
 unknown flag with status 0; we do not.
@@ -11,25 +11,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from connector import __version__
+from connector.app.command_table import ABSENT, COMMANDS, SHORT, WORD_ALIASES, Call
 from connector.errors import ConnectorError, UsageError
 
 if TYPE_CHECKING:
     from connector.app.flags import Level
-    from connector.app.logs import Logger
 
 USAGE_STATUS = 255
 
-_COMMANDS = ("run", "tunnel", "edge", "version", "help")
-_SUBCOMMANDS = ("run", "ready", "help")
-_ABSENT = frozenset({
-    "login", "create", "route", "vnet", "list", "info", "ingress", "delete", "cleanup", "token", "diag", "proxy-dns",
-    "db-connect", "access", "forward", "tail", "management", "service", "update",
-})  # fmt: skip
-"""cloudflared's commands that this program does not have."""
+PROGRAMS = ("connector", "cloudflared")
+"""Names under which the program is installed; the second so that a container's health check finds it."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+
+
+def program() -> str:
+    """Give the name that the program was called by, where it is one of its names."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return name if name in PROGRAMS else PROGRAMS[0]
 
 
 def _wipe_title(words: Sequence[str]) -> str:
@@ -69,7 +69,7 @@ def _wipe_title(words: Sequence[str]) -> str:
     try:
         from setproctitle import setproctitle
 
-        setproctitle(" ".join(["connector", *masked]))
+        setproctitle(" ".join([program(), *masked]))
     except ImportError:
         return "visible"
     return "wiped"
@@ -79,150 +79,82 @@ def _command(argv: list[str], exposed: str) -> int:
     from connector.app.flags import parse_level
 
     if not argv:
-        return _help("top")
+        return _help("")
     top = parse_level(argv, version_flag=True)
     if top.version:
-        print(_version_line())
-        return 0
+        return _invoke("version", [], [], exposed)
     if top.help:
-        return _help("top")
-    if not top.rest:
-        raise UsageError("no command given", advice="The command goes after the flags: connector run [flags].")
-    word, rest = top.rest[0], top.rest[1:]
+        return _help("")
     levels = [top]
-    if word == "tunnel":
+    if not top.rest:  # flags alone fall to `tunnel`, as in cloudflared: `cloudflared --url http://localhost:8080`
+        return _invoke("tunnel", levels, [], exposed)
+    word, rest = top.rest[0], top.rest[1:]
+    path = _resolve(word)
+    if path == "tunnel":
         tunnel = parse_level(rest)
         levels.append(tunnel)
         if tunnel.help:
             return _help("tunnel")
         if not tunnel.rest:
-            raise UsageError(
-                "tunnel needs a command; quick tunnels are not supported", advice="Use: connector tunnel run [flags]."
-            )
-        word, rest = tunnel.rest[0], tunnel.rest[1:]
-        if word not in _SUBCOMMANDS:
-            raise _unknown(word, _SUBCOMMANDS, "tunnel ")
-    match word:
-        case "run":
-            levels.append(parse_level(rest))
-            if levels[-1].help:
-                return _help("run")
-            return _run(levels, exposed)
-        case "ready":
-            levels.append(parse_level(rest))
-            return _ready(levels)
-        case "help" | "h":
-            topic = "tunnel" if len(levels) == 2 else next((name for name in rest if name in _TOPICS), "top")
-            return _help(topic)
-        case "version":
-            print(__version__ if rest[:1] in (["--short"], ["-s"], ["-short"]) else _version_line())
-            return 0
-        case "edge":
-            from connector.devedge.cli import main as edge_main
-
-            return edge_main(rest)
-        case _:
-            raise _unknown(word, _COMMANDS, "")
+            return _invoke("tunnel", levels, [], exposed)
+        path, rest = _resolve(f"tunnel {tunnel.rest[0]}"), tunnel.rest[1:]
+        if f"{path} {rest[0] if rest else ''}" in COMMANDS:  # a command of three words, such as tunnel ingress rule
+            path, rest = f"{path} {rest[0]}", rest[1:]
+    command = COMMANDS[path]
+    if command.raw:
+        return int(_load(command.target)(rest))
+    level = parse_level(rest, own=command.flags, tunnel_flags=command.tunnel_flags)
+    if level.help:
+        return _help(path)
+    return _invoke(path, [*levels, level], level.rest, exposed)
 
 
-_TOPICS = ("run", "tunnel", "flags")
-
-
-def _unknown(word: str, known: Sequence[str], prefix: str) -> UsageError:
+def _resolve(words: str) -> str:
+    """Give the command's own words; UsageError with the nearest one for what is no command."""
+    words = WORD_ALIASES.get(words, words)
+    words = SHORT.get(words, words)
+    if words in COMMANDS or any(each.startswith(words + " ") for each in COMMANDS):
+        return words
+    if words in ABSENT:
+        raise UsageError(f"{program()} has no command {words}", advice=ABSENT[words])
     from difflib import get_close_matches
 
     from connector.app.flags import looks_like_token
 
-    if word in _ABSENT:
-        return UsageError(f"connector has no command {prefix}{word}", advice="It runs tunnels only: connector run.")
+    prefix, _, word = words.rpartition(" ")
+    prefix = f"{prefix} " if prefix else ""
+    known = [each.removeprefix(prefix).partition(" ")[0] for each in COMMANDS if each.startswith(prefix)]
+    known = list(dict.fromkeys(known if prefix else [*SHORT, *known]))
     close = get_close_matches(word, known, n=1)
     advice = f"Did you mean {prefix}{close[0]}?" if close else f"Commands: {', '.join(known)}."
     shown = "(hidden: looks like a token)" if looks_like_token(word) else word
-    return UsageError(f"unknown command: {prefix}{shown}", advice=advice)
+    raise UsageError(f"unknown command: {prefix}{shown}", advice=advice)
 
 
-def _run(levels: list[Level], exposed: str) -> int:
-    from connector.app.config import read_token, run_config
-    from connector.app.flag_table import LATER, NO_EFFECT
-    from connector.app.flags import Flags
-    from connector.app.logs import stderr_logger
-
-    flags = Flags(levels, os.environ)
-    flags.check()
-    log = stderr_logger(
-        level=flags.text("loglevel"),
-        json_lines=flags.text("output") == "json",
-        no_color=bool(os.environ.get("NO_COLOR")),
-    )
-    token_text = read_token(flags)
-    if token_text:
-        log.output.redactor.add(token_text)
-    if exposed:
-        _warn_exposed(log, exposed)
-    config = run_config(flags, levels[-1].rest, token_text)
-    log.output.redactor.add_bytes(config.token.secret)
-    for name in flags.given(LATER):
-        log.warn(f"--{name} is not supported by this version and has no effect")
-    ignored = flags.given(NO_EFFECT)
-    if ignored:
-        log.debug("Flags without effect", flags=ignored)
-
-    from connector.app.process import run_tunnel
-
-    return run_tunnel(config, log)
-
-
-def _warn_exposed(log: Logger, exposed: str) -> None:
-    if exposed == "wiped":
-        log.warn(
-            "The token was given on the command line, where other users could see it for a moment; "
-            "it is wiped from the process list now. Prefer --token-file FILE."
-        )
-    else:
-        log.warn(
-            "The token was given on the command line and stays visible in the process list, because the package "
-            "setproctitle is not installed. Use --token-file FILE."
-        )
-
-
-def _ready(levels: list[Level]) -> int:
-    from http.client import HTTPConnection, HTTPException
-
-    from connector.app.config import split_address
+def _invoke(path: str, levels: list[Level], arguments: list[str], exposed: str) -> int:
     from connector.app.flags import Flags
 
-    if levels[-1].help:
-        return _help("tunnel")
-    flags = Flags(levels, os.environ)
-    address = flags.text("metrics") if flags.is_set("metrics") else ""
-    if not address:
-        raise UsageError("--metrics has to be provided", advice="Give the address the connector was started with.")
-    host, port = split_address(address, "--metrics", any_host=True)
-    connection = HTTPConnection(host or "localhost", port, timeout=15)
-    try:
-        connection.request("GET", "/ready")
-        answer = connection.getresponse()
-        body = answer.read(65536).decode("utf-8", "replace")
-    except (OSError, HTTPException) as error:
-        print(f"http://{address}/ready cannot be asked: {error}", file=sys.stderr)
-        return 1
-    finally:
-        connection.close()
-    if answer.status == 200:
-        return 0
-    print(f"http://{address}/ready endpoint returned status code {answer.status}\n{body}", file=sys.stderr)
-    return 1
+    command = COMMANDS.get(path)
+    if command is None:
+        return _help(path)  # words that only lead to commands: tunnel ingress
+    flags = Flags(levels, os.environ, own=command.flags)
+    call = Call(program(), path, flags, arguments, exposed, os.environ)
+    return int(_load(command.target)(call))
 
 
-def _help(topic: str) -> int:
+def _load(target: str) -> Callable[..., int]:
+    from importlib import import_module
+
+    module, _, name = target.partition(":")
+    function: Callable[..., int] = getattr(import_module(module), name)
+    return function
+
+
+def _help(path: str) -> int:
     from connector.app.usage import usage
 
-    print(usage(topic), end="")
+    print(usage(path, program()), end="")
     return 0
-
-
-def _version_line() -> str:
-    return f"connector version {__version__} (Python {sys.version_info.major}.{sys.version_info.minor})"
 
 
 def _explain(error: ConnectorError) -> str:
@@ -230,6 +162,6 @@ def _explain(error: ConnectorError) -> str:
 
 
 def _usage_error(error: UsageError, words: Sequence[str]) -> int:
-    command = "connector tunnel run" if "run" in words else "connector"
+    command = f"{program()} tunnel run" if "run" in words else program()
     print(f"{_explain(error)}\nSee '{command} --help'.", file=sys.stderr)
     return USAGE_STATUS

@@ -25,16 +25,65 @@ class Flag(NamedTuple):
     help: str = ""
     choices: tuple[str, ...] = ()
     secret: bool = False
+    lenient: bool = False
+    """Whether a text outside `choices` means the default, with an error line, as in cloudflared."""
 
 
-GROUPS = ("Credentials", "Edge", "Origin", "Operation", "Shutdown and retries")
+GROUPS = (
+    "Credentials",
+    "Edge",
+    "Single origin",
+    "Logs",
+    "Metrics and diagnosis",
+    "Operation",
+    "Shutdown and retries",
+)
 """Order of the groups in help."""
 
-_USED = [
+LATER_NAMES = frozenset({
+    "config",
+    "origincert",
+    "transport-loglevel",
+    "logfile",
+    "log-directory",
+    "write-stream-timeout",
+    "label",
+    "stdin-control",
+    "quick-service",
+    "management-diagnostics",
+    "credentials-file",
+    "credentials-contents",
+    "icmpv4-src",
+    "icmpv6-src",
+    "max-active-flows",
+    "dns-resolver-addrs",
+    "hello-world",
+    "socks5",
+    "proxy-connect-timeout",
+    "proxy-tls-timeout",
+    "proxy-tcp-keepalive",
+    "proxy-no-happy-eyeballs",
+    "proxy-keepalive-connections",
+    "proxy-keepalive-timeout",
+    "http-host-header",
+    "origin-server-name",
+    "unix-socket",
+    "origin-ca-pool",
+    "no-tls-verify",
+    "no-chunked-encoding",
+    "http2-origin",
+    "management-hostname",
+    "service-op-ip",
+    "bastion",
+})  # fmt: skip
+"""Flags that do nothing yet: whoever makes one work deletes its line here, and nothing else in this file."""
+
+_LEVELS = ("trace", "debug", "info", "warn", "error", "fatal")
+
+_CREDENTIALS = [
     Flag(
         "token",
         env=("TUNNEL_TOKEN",),
-        group="Credentials",
         metavar="TOKEN",
         secret=True,
         help="The tunnel's token. On the command line other users of the machine may see it: prefer --token-file.",
@@ -42,47 +91,91 @@ _USED = [
     Flag(
         "token-file",
         env=("TUNNEL_TOKEN_FILE",),
-        group="Credentials",
         metavar="FILE",
         help="Read the token from FILE; white space around it does not matter. --token wins.",
     ),
     Flag(
+        "credentials-file",
+        env=("TUNNEL_CRED_FILE",),
+        alias="cred-file",
+        metavar="FILE",
+        help="Credentials of the tunnel that TUNNEL names, as `tunnel create` wrote them.",
+    ),
+    Flag(
+        "credentials-contents",
+        env=("TUNNEL_CRED_CONTENTS",),
+        metavar="JSON",
+        secret=True,
+        help="The same, as text. Better in the environment than on the command line.",
+    ),
+    Flag(
+        "origincert",
+        env=("TUNNEL_ORIGIN_CERT",),
+        metavar="FILE",
+        help="The account's certificate: credentials files are looked for beside it.",
+    ),
+    Flag("config", metavar="FILE", help="Read flags and ingress rules from this YAML file."),
+]
+
+_EDGE = [
+    Flag(
         "edge",
         "list",
         env=("TUNNEL_EDGE",),
-        group="Edge",
         metavar="HOST:PORT",
         help="Connect to this edge instead of Cloudflare's; repeatable, one connection per address.",
     ),
     Flag(
-        "cacert",
-        env=("TUNNEL_CACERT",),
-        group="Edge",
-        metavar="FILE",
-        help="Trust only the PEM certificates in FILE for the edge.",
+        "cacert", env=("TUNNEL_CACERT",), metavar="FILE", help="Trust only the PEM certificates in FILE for the edge."
     ),
     Flag(
         "protocol",
         default="auto",
         env=("TUNNEL_TRANSPORT_PROTOCOL",),
         alias="p",
-        group="Edge",
         metavar="NAME",
         help="auto, quic or http2; auto tries QUIC first, HTTP/2 0.3 s later, and returns to QUIC when it works.",
     ),
+    Flag("ha-connections", "int", "4", metavar="N", help="How many connections to keep up, 1 to 32."),
+    Flag(
+        "region",
+        env=("TUNNEL_REGION",),
+        metavar="NAME",
+        help="Connect to this region of Cloudflare's edge only, such as us. Without it, worldwide.",
+    ),
+    Flag(
+        "edge-ip-version",
+        default="auto",
+        env=("TUNNEL_EDGE_IP_VERSION",),
+        metavar="V",
+        choices=("auto", "4", "6"),
+        help="auto, 4 or 6: which addresses of the edge to use.",
+    ),
+    Flag(
+        "edge-bind-address",
+        env=("TUNNEL_EDGE_BIND_ADDRESS",),
+        metavar="IP",
+        help="Local address for connections to the edge.",
+    ),
+    Flag("features", "list", alias="F", metavar="NAME", help="Announce this feature too; repeatable."),
     Flag(
         "post-quantum",
         "bool",
         env=("TUNNEL_POST_QUANTUM",),
         alias="pq",
-        group="Edge",
         help="Connect with post-quantum key exchange or not at all; over QUIC only.",
+    ),
+    Flag(
+        "max-edge-addr-retries",
+        "int",
+        "8",
+        metavar="N",
+        help="Dials in a row that may reach nobody before the waits between them start over.",
     ),
     Flag(
         "quic-disable-pmtu-discovery",
         "bool",
         env=("TUNNEL_DISABLE_QUIC_PMTU",),
-        group="Edge",
         help="Send QUIC packets of 1,200 bytes, never larger ones.",
     ),
     Flag(
@@ -90,7 +183,6 @@ _USED = [
         "int",
         "31457280",
         env=("TUNNEL_QUIC_CONN_LEVEL_FLOW_CONTROL_LIMIT",),
-        group="Edge",
         metavar="BYTES",
         help="What the edge may send ahead on one QUIC connection.",
     ),
@@ -99,98 +191,203 @@ _USED = [
         "int",
         "1048576",
         env=("TUNNEL_QUIC_STREAM_LEVEL_FLOW_CONTROL_LIMIT",),
-        group="Edge",
         metavar="BYTES",
         help="What the edge may send ahead on one QUIC stream.",
     ),
     Flag(
-        "max-edge-addr-retries",
-        "int",
-        "8",
-        group="Shutdown and retries",
-        metavar="N",
-        help="Dials in a row that may reach nobody before the waits between them start over.",
+        "write-stream-timeout",
+        "duration",
+        "0s",
+        env=("TUNNEL_STREAM_WRITE_TIMEOUT",),
+        metavar="TIME",
+        help="Give a stream up that the edge does not take data from for so long; 0: never.",
     ),
-    Flag("ha-connections", "int", "4", group="Edge", metavar="N", help="How many connections to keep up, 1 to 32."),
-    Flag(
-        "edge-ip-version",
-        default="auto",
-        env=("TUNNEL_EDGE_IP_VERSION",),
-        group="Edge",
-        metavar="V",
-        choices=("auto", "4", "6"),
-        help="auto, 4 or 6: which addresses of the edge to use.",
-    ),
-    Flag(
-        "edge-bind-address",
-        env=("TUNNEL_EDGE_BIND_ADDRESS",),
-        group="Edge",
-        metavar="IP",
-        help="Local address for connections to the edge.",
-    ),
-    Flag(
-        "region",
-        env=("TUNNEL_REGION",),
-        group="Edge",
-        metavar="NAME",
-        help="Connect to this region of Cloudflare's edge only, such as us. Without it, worldwide.",
-    ),
-    Flag("features", "list", alias="F", group="Edge", metavar="NAME", help="Announce this feature too; repeatable."),
+]
+
+_ORIGIN = [
     Flag(
         "url",
         default="http://localhost:8080",
         env=("TUNNEL_URL",),
-        group="Origin",
         metavar="URL",
         help="Send all requests to this service, until the edge pushes a configuration. Without it they get 503.",
     ),
+    Flag("hello-world", "bool", env=("TUNNEL_HELLO_WORLD",), help="Serve a built-in test page instead of --url."),
+    Flag(
+        "unix-socket",
+        env=("TUNNEL_UNIX_SOCKET",),
+        metavar="PATH",
+        help="A unix socket of the service instead of --url.",
+    ),
+    Flag("socks5", "bool", env=("TUNNEL_SOCKS",), help="Be a SOCKS5 server instead of --url."),
+    Flag("bastion", "bool", env=("TUNNEL_BASTION",), help="Go where the request says: a jump host."),
+    Flag("http-host-header", env=("TUNNEL_HTTP_HOST_HEADER",), metavar="HOST", help="Host header for the service."),
+    Flag(
+        "origin-server-name",
+        env=("TUNNEL_ORIGIN_SERVER_NAME",),
+        metavar="NAME",
+        help="Name that the service's certificate must have.",
+    ),
+    Flag(
+        "origin-ca-pool",
+        env=("TUNNEL_ORIGIN_CA_POOL",),
+        metavar="FILE",
+        help="PEM certificates to trust for the service.",
+    ),
+    Flag("no-tls-verify", "bool", env=("NO_TLS_VERIFY",), help="Take any certificate of the service."),
+    Flag(
+        "no-chunked-encoding",
+        "bool",
+        env=("TUNNEL_NO_CHUNKED_ENCODING",),
+        help="Send request bodies with a length, never chunked; for WSGI servers.",
+    ),
+    Flag("http2-origin", "bool", env=("TUNNEL_ORIGIN_ENABLE_HTTP2",), help="Speak HTTP/2 with an https service."),
+    Flag("proxy-connect-timeout", "duration", "30s", metavar="TIME", help="Limit of a connection to the service."),
+    Flag("proxy-tls-timeout", "duration", "10s", metavar="TIME", help="Limit of the TLS handshake with it."),
+    Flag("proxy-tcp-keepalive", "duration", "30s", metavar="TIME", help="Interval of TCP keep-alive."),
+    Flag("proxy-no-happy-eyeballs", "bool", help="Do not try IPv4 beside a slow IPv6."),
+    Flag("proxy-keepalive-connections", "int", "100", metavar="N", help="Idle connections to keep."),
+    Flag("proxy-keepalive-timeout", "duration", "90s", metavar="TIME", help="How long to keep one idle."),
     Flag(
         "tag",
         "list",
         env=("TUNNEL_TAG",),
-        group="Origin",
         metavar="NAME=VALUE",
         help="Add the header Cf-Warp-Tag-NAME: VALUE to requests; repeatable.",
     ),
+    Flag("icmpv4-src", env=("TUNNEL_ICMPV4_SRC",), metavar="IP", help="Source of pings to private networks over IPv4."),
+    Flag(
+        "icmpv6-src",
+        env=("TUNNEL_ICMPV6_SRC",),
+        metavar="IP",
+        help="The same over IPv6; an interface may follow: ADDRESS%INTERFACE.",
+    ),
+    Flag(
+        "max-active-flows",
+        "uint",
+        env=("TUNNEL_MAX_ACTIVE_FLOWS",),
+        metavar="N",
+        help="TCP and UDP flows of private networks at a time; 0: no limit.",
+    ),
+    Flag(
+        "dns-resolver-addrs",
+        "list",
+        env=("TUNNEL_DNS_RESOLVER_ADDRS",),
+        metavar="IP:PORT",
+        help="Resolvers for private networks' virtual DNS; repeatable.",
+    ),
+]
+
+_LOGS = [
     Flag(
         "loglevel",
         default="info",
         env=("TUNNEL_LOGLEVEL",),
-        group="Operation",
         metavar="LEVEL",
-        choices=("trace", "debug", "info", "warn", "error", "fatal"),
+        choices=_LEVELS,
+        lenient=True,
         help="debug, info, warn, error or fatal. Lines go to stderr.",
+    ),
+    Flag(
+        "transport-loglevel",
+        default="info",
+        env=("TUNNEL_PROTO_LOGLEVEL", "TUNNEL_TRANSPORT_LOGLEVEL"),
+        alias="proto-loglevel",
+        metavar="LEVEL",
+        choices=_LEVELS,
+        lenient=True,
+        help="The same for what happens inside a connection to the edge.",
     ),
     Flag(
         "output",
         default="default",
         env=("TUNNEL_MANAGEMENT_OUTPUT", "TUNNEL_LOG_OUTPUT"),
-        group="Operation",
         metavar="FORMAT",
         choices=("default", "json"),
+        lenient=True,
         help="default (for people) or json (one object a line).",
     ),
+    Flag("logfile", env=("TUNNEL_LOGFILE",), metavar="FILE", help="Write JSON lines to FILE too."),
+    Flag(
+        "log-directory",
+        env=("TUNNEL_LOGDIRECTORY",),
+        metavar="DIR",
+        help="The same, in files that are rotated at 1 MB.",
+    ),
+]
+
+_DIAGNOSIS = [
     Flag(
         "metrics",
         default="localhost:0",
         env=("TUNNEL_METRICS",),
-        group="Operation",
         metavar="HOST:PORT",
         help="Serve /ready, /healthcheck and /metrics here. Without it there is no such server in this version.",
     ),
+    Flag("label", metavar="TEXT", help="A name for this connector, shown in the dashboard."),
+    Flag(
+        "management-diagnostics",
+        "bool",
+        "true",
+        env=("TUNNEL_MANAGEMENT_DIAGNOSTICS",),
+        help="Let the management service read metrics and profiles.",
+    ),
+    Flag(
+        "management-hostname",
+        default="management.argotunnel.com",
+        env=("TUNNEL_MANAGEMENT_HOSTNAME",),
+        metavar="HOST",
+        help="Requests for this host name are the management service's.",
+    ),
+    Flag(
+        "service-op-ip",
+        default="198.41.200.113:80",
+        env=("TUNNEL_SERVICE_OP_IP",),
+        metavar="IP:PORT",
+        help="Where to look for this machine's own address when the edge cannot be asked.",
+    ),
+]
+
+_OPERATION = [
     Flag(
         "pidfile",
         env=("TUNNEL_PIDFILE",),
-        group="Operation",
         metavar="FILE",
         help="Write the process id to FILE after the first registration.",
     ),
+    Flag(
+        "stdin-control",
+        "bool",
+        env=("STDIN_CONTROL",),
+        help="Take commands from standard input: reconnect [TIME], help.",
+    ),
+    Flag(
+        "quick-service",
+        default="https://api.trycloudflare.com",
+        metavar="URL",
+        help="Where `tunnel --url` without a token asks for a quick tunnel.",
+    ),
+    Flag(
+        "hostname",
+        env=("TUNNEL_HOSTNAME",),
+        metavar="HOST",
+        help="Of classic tunnels, which are gone; `run` ignores it with a warning.",
+    ),
+    Flag(
+        "name",
+        env=("TUNNEL_NAME",),
+        alias="n",
+        metavar="NAME",
+        help="Create and run a tunnel: refused here, where none can be created.",
+    ),
+]
+
+_SHUTDOWN = [
     Flag(
         "grace-period",
         "duration",
         "30s",
         env=("TUNNEL_GRACE_PERIOD",),
-        group="Shutdown and retries",
         metavar="TIME",
         help="How long requests in flight may take after SIGTERM or SIGINT; at most 3m.",
     ),
@@ -199,63 +396,10 @@ _USED = [
         "int",
         "5",
         env=("TUNNEL_RETRIES",),
-        group="Shutdown and retries",
         metavar="N",
         help="Waits between attempts double up to 2^N seconds; attempts never end.",
     ),
-    Flag(
-        "rpc-timeout",
-        "duration",
-        "5s",
-        group="Shutdown and retries",
-        metavar="TIME",
-        help="How long the edge may take to answer a registration.",
-    ),
-]
-
-_LATER = [
-    Flag("config"),
-    Flag("origincert", env=("TUNNEL_ORIGIN_CERT",)),
-    Flag(
-        "transport-loglevel",
-        default="info",
-        env=("TUNNEL_PROTO_LOGLEVEL", "TUNNEL_TRANSPORT_LOGLEVEL"),
-        alias="proto-loglevel",
-    ),
-    Flag("logfile", env=("TUNNEL_LOGFILE",)),
-    Flag("log-directory", env=("TUNNEL_LOGDIRECTORY",)),
-    Flag("hostname", env=("TUNNEL_HOSTNAME",)),
-    Flag("lb-pool", env=("TUNNEL_LB_POOL",)),
-    Flag("write-stream-timeout", "duration", "0s", env=("TUNNEL_STREAM_WRITE_TIMEOUT",)),
-    Flag("label"),
-    Flag("stdin-control", "bool", env=("STDIN_CONTROL",)),
-    Flag("name", env=("TUNNEL_NAME",), alias="n"),
-    Flag("quick-service", default="https://api.trycloudflare.com"),
-    Flag("management-diagnostics", "bool", "true", env=("TUNNEL_MANAGEMENT_DIAGNOSTICS",)),
-    Flag("credentials-file", env=("TUNNEL_CRED_FILE",), alias="cred-file"),
-    Flag("credentials-contents", env=("TUNNEL_CRED_CONTENTS",), secret=True),
-    Flag("icmpv4-src", env=("TUNNEL_ICMPV4_SRC",)),
-    Flag("icmpv6-src", env=("TUNNEL_ICMPV6_SRC",)),
-    Flag("max-active-flows", "uint", env=("TUNNEL_MAX_ACTIVE_FLOWS",)),
-    Flag("dns-resolver-addrs", "list", env=("TUNNEL_DNS_RESOLVER_ADDRS",)),
-    Flag("hello-world", "bool", env=("TUNNEL_HELLO_WORLD",)),
-    Flag("socks5", "bool", env=("TUNNEL_SOCKS",)),
-    Flag("proxy-connect-timeout", "duration", "30s"),
-    Flag("proxy-tls-timeout", "duration", "10s"),
-    Flag("proxy-tcp-keepalive", "duration", "30s"),
-    Flag("proxy-no-happy-eyeballs", "bool"),
-    Flag("proxy-keepalive-connections", "int", "100"),
-    Flag("proxy-keepalive-timeout", "duration", "90s"),
-    Flag("http-host-header", env=("TUNNEL_HTTP_HOST_HEADER",)),
-    Flag("origin-server-name", env=("TUNNEL_ORIGIN_SERVER_NAME",)),
-    Flag("unix-socket", env=("TUNNEL_UNIX_SOCKET",)),
-    Flag("origin-ca-pool", env=("TUNNEL_ORIGIN_CA_POOL",)),
-    Flag("no-tls-verify", "bool", env=("NO_TLS_VERIFY",)),
-    Flag("no-chunked-encoding", "bool", env=("TUNNEL_NO_CHUNKED_ENCODING",)),
-    Flag("http2-origin", "bool", env=("TUNNEL_ORIGIN_ENABLE_HTTP2",)),
-    Flag("management-hostname", default="management.argotunnel.com", env=("TUNNEL_MANAGEMENT_HOSTNAME",)),
-    Flag("service-op-ip", default="198.41.200.113:80", env=("TUNNEL_SERVICE_OP_IP",)),
-    Flag("bastion", "bool", env=("TUNNEL_BASTION",)),
+    Flag("rpc-timeout", "duration", "5s", metavar="TIME", help="How long the edge may take to answer a registration."),
 ]
 
 _NO_EFFECT = [
@@ -275,6 +419,7 @@ _NO_EFFECT = [
     Flag("compression-quality", "int", "0", env=("TUNNEL_COMPRESSION_LEVEL",)),
     Flag("use-reconnect-token", "bool", "true", env=("TUNNEL_USE_RECONNECT_TOKEN",)),
     Flag("dial-edge-timeout", "duration", "15s", env=("DIAL_EDGE_TIMEOUT",)),
+    Flag("lb-pool", env=("TUNNEL_LB_POOL",)),
     Flag("ui", "bool"),
     Flag("max-fetch-size", "int", env=("TUNNEL_MAX_FETCH_SIZE",)),
     Flag("overwrite-dns", "bool", env=("TUNNEL_FORCE_PROVISIONING_DNS",), alias="f"),
@@ -301,11 +446,16 @@ _NO_EFFECT = [
     Flag("ssh-server", "bool", env=("TUNNEL_SSH_SERVER",)),
 ]
 
+_BY_GROUP = dict(zip(GROUPS, (_CREDENTIALS, _EDGE, _ORIGIN, _LOGS, _DIAGNOSIS, _OPERATION, _SHUTDOWN), strict=True))
+
 FLAGS: dict[str, Flag] = {
     flag.name: flag
     for flag in (
-        *(flag._replace(effect=USED) for flag in _USED),
-        *(flag._replace(effect=LATER) for flag in _LATER),
+        *(
+            flag._replace(group=group, effect=LATER if flag.name in LATER_NAMES else USED)
+            for group, flags in _BY_GROUP.items()
+            for flag in flags
+        ),
         *_NO_EFFECT,
     )
 }

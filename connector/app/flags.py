@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from connector.app.durations import parse_duration
-from connector.app.flag_table import ALIASES, FLAGS, Flag
+from connector.app.flag_table import FLAGS, Flag
 from connector.errors import UsageError
 
 _TRUE = {"1", "t", "T", "true", "TRUE", "True"}
@@ -43,9 +43,16 @@ class Level:
         self.version = False
 
 
-def parse_level(argv: Sequence[str], *, version_flag: bool = False) -> Level:
-    """Read flags until the first word that is none, or past `--`. UsageError names the flag and what would be right."""
+def parse_level(
+    argv: Sequence[str], *, version_flag: bool = False, own: Sequence[Flag] = (), tunnel_flags: bool = True
+) -> Level:
+    """Read flags until the first word that is none, or past `--`. UsageError names the flag and what would be right.
+
+    `own` are a command's own flags, which win over flags of `tunnel` with the same name.
+    """
     level = Level()
+    known = {**FLAGS, **{flag.name: flag for flag in own}} if tunnel_flags else {flag.name: flag for flag in own}
+    aliases = {flag.alias: flag.name for flag in known.values() if flag.alias}
     spelled: dict[str, str] = {}
     at = 0
     while at < len(argv):
@@ -57,17 +64,19 @@ def parse_level(argv: Sequence[str], *, version_flag: bool = False) -> Level:
             break
         name, separator, text = word[2 if word.startswith("--") else 1 :].partition("=")
         if not name or name[0] in "-=":
-            raise UsageError(f"bad flag syntax: {_show(word)}", advice="Write --name value or --name=value.")
+            raise UsageError(
+                f"Incorrect Usage: bad flag syntax: {_show(word)}", advice="Write --name value or --name=value."
+            )
         if name in {"h", "help"}:
             level.help = True
             continue
         if version_flag and name in {"v", "V", "version"}:
             level.version = True
             continue
-        flag = _find(name)
+        flag = _find(name, known, aliases)
         if spelled.setdefault(flag.name, name) != name:
             raise UsageError(
-                f"Cannot use two forms of the same flag: {spelled[flag.name]} {name}",
+                f"Incorrect Usage: Cannot use two forms of the same flag: {spelled[flag.name]} {name}",
                 advice=f"Give --{flag.name} only.",
             )
         if not separator:
@@ -77,8 +86,8 @@ def parse_level(argv: Sequence[str], *, version_flag: bool = False) -> Level:
                 text = argv[at]
                 at += 1
             else:
-                raise UsageError(f"flag needs an argument: --{name}", advice=f"{_wants(flag)}.")
-        convert(flag, text, f"--{name}")
+                raise UsageError(f"Incorrect Usage: flag needs an argument: -{name}", advice=f"{_wants(flag)}.")
+        convert(flag, text, name)
         texts = level.given.setdefault(flag.name, [])
         if flag.kind != "list":
             texts.clear()
@@ -91,15 +100,15 @@ def _show(text: str) -> str:
     return "(hidden: looks like a token)" if looks_like_token(text) else text
 
 
-def _find(name: str) -> Flag:
-    flag = FLAGS.get(ALIASES.get(name, name))
+def _find(name: str, known: Mapping[str, Flag], aliases: Mapping[str, str]) -> Flag:
+    flag = known.get(aliases.get(name, name))
     if flag is not None:
         return flag
     from difflib import get_close_matches  # noqa: PLC0415  (slow to import, needed for typing errors only)
 
-    close = get_close_matches(name, [*FLAGS, *(alias for alias in ALIASES if len(alias) > 1), "help", "version"], n=1)
+    close = get_close_matches(name, [*known, *(alias for alias in aliases if len(alias) > 1), "help", "version"], n=1)
     advice = f"Did you mean --{close[0]}?" if close else ""
-    raise UsageError(f"flag provided but not defined: -{_show(name)}", advice=advice)
+    raise UsageError(f"Incorrect Usage: flag provided but not defined: -{_show(name)}", advice=advice)
 
 
 def _wants(flag: Flag) -> str:
@@ -108,8 +117,11 @@ def _wants(flag: Flag) -> str:
     return f"Allowed: {_KINDS.get(flag.kind, flag.metavar or 'a text')}"
 
 
-def convert(flag: Flag, text: str, source: str) -> Value:
-    """Give `text` as the flag's type; UsageError names `source` (a flag or variable), the text and what is allowed."""
+def convert(flag: Flag, text: str, name: str, *, variable: str = "") -> Value:
+    """Give `text` as the flag's type; UsageError as cloudflared words it, with what is allowed.
+
+    `name` is the flag as it was spelled; `variable` where the text comes from instead.
+    """
     try:
         match flag.kind:
             case "bool":
@@ -117,42 +129,70 @@ def convert(flag: Flag, text: str, source: str) -> Value:
                     raise ValueError
                 return text in _TRUE
             case "int" | "uint":
-                if flag.kind == "uint" and text.startswith("-"):
-                    raise ValueError
-                return int(text) if text.isascii() and "_" not in text and text == text.strip() else int("")
+                return _whole_number(text, signed=flag.kind == "int")
             case "duration":
                 return parse_duration(text)
             case "list":
                 return [text]
+    except OverflowError:
+        raise _wrong(flag, text, name, variable, "value out of range") from None
     except ValueError:
-        raise _wrong(flag, text, source) from None
+        raise _wrong(flag, text, name, variable, "parse error") from None
     if flag.choices:
         lower = {"warning": "warn", "err": "error"}.get(text.lower(), text.lower())
         if lower not in flag.choices and text:
-            raise _wrong(flag, text, source)
+            if flag.lenient:
+                return flag.default
+            raise _wrong(flag, text, name, variable, "not one of its values")
         return lower or flag.default
     return text
 
 
-def _wrong(flag: Flag, text: str, source: str) -> UsageError:
+_DIGITS = re.compile(r"[+-]?[0-9]+")
+_BOUNDS = {True: (-(2**63), 2**63 - 1), False: (0, 2**64 - 1)}
+
+
+def _whole_number(text: str, *, signed: bool) -> int:
+    """Read decimal digits of at most 64 bits: OverflowError beyond, ValueError for anything else."""
+    if not _DIGITS.fullmatch(text) or (not signed and text[0] in "+-"):
+        raise ValueError(text)
+    if len(text) > 40:  # more digits than any such number has; int() refuses thousands
+        raise OverflowError(text)
+    number = int(text)
+    low, high = _BOUNDS[signed]
+    if not low <= number <= high:
+        raise OverflowError(text)
+    return number
+
+
+_GO_KINDS = {"uint": "uint64", "list": "string slice"}
+
+
+def _wrong(flag: Flag, text: str, name: str, variable: str, cause: str) -> UsageError:
     shown = "(hidden)" if flag.secret else f'"{_show(text)}"'
-    return UsageError(f"invalid value {shown} for {source}", advice=f"{_wants(flag)}.")
+    if variable:
+        kind = _GO_KINDS.get(flag.kind, flag.kind)
+        what = f"could not parse {shown} as {kind} value for flag {flag.name} from the environment variable {variable}"
+    else:
+        what = f"invalid {'boolean ' if flag.kind == 'bool' else ''}value {shown} for flag -{name}"
+    return UsageError(f"Incorrect Usage: {what}: {cause}", advice=f"{_wants(flag)}.")
 
 
 class Flags:
     """The values in force: the most specific level first, then environment, then default. Never prints secrets."""
 
-    __slots__ = ("_environ", "_levels")
+    __slots__ = ("_environ", "_known", "_levels")
 
-    def __init__(self, levels: Sequence[Level], environ: Mapping[str, str]) -> None:
+    def __init__(self, levels: Sequence[Level], environ: Mapping[str, str], *, own: Sequence[Flag] = ()) -> None:
         self._levels = list(levels)
         self._environ = environ
+        self._known = {**FLAGS, **{flag.name: flag for flag in own}} if own else FLAGS
 
     def source(self, name: str) -> str:
         """Name where the value comes from: `--token`, `TUNNEL_TOKEN`, or nothing when it is the default."""
         if any(name in level.given for level in self._levels):
             return f"--{name}"
-        return self._variable(FLAGS[name])
+        return self._variable(self._known[name])
 
     def _variable(self, flag: Flag) -> str:
         for variable in flag.env:
@@ -167,17 +207,17 @@ class Flags:
 
     def value(self, name: str) -> Value:
         """Give the typed value of any flag; UsageError when its variable holds nonsense."""
-        flag = FLAGS[name]
+        flag = self._known[name]
         for level in reversed(self._levels):
             texts = level.given.get(name)
             if texts is not None:
-                return list(texts) if flag.kind == "list" else convert(flag, texts[-1], f"--{name}")
+                return list(texts) if flag.kind == "list" else convert(flag, texts[-1], name)
         variable = self._variable(flag)
         if variable:
             text = self._environ[variable]
             if flag.kind == "list":
                 return [part.strip() for part in text.split(",") if part.strip()]
-            return convert(flag, text, f"the environment variable {variable}")
+            return convert(flag, text, name, variable=variable)
         if flag.kind == "list":
             return []
         return convert(
@@ -204,17 +244,32 @@ class Flags:
 
     def given(self, effect: str) -> list[str]:
         """Name the flags of this effect that are set, sorted."""
-        return sorted(name for name, flag in FLAGS.items() if flag.effect == effect and self.is_set(name))
+        return sorted(name for name, flag in self._known.items() if flag.effect == effect and self.is_set(name))
 
     def check(self) -> None:
         """Convert every variable once, so that nonsense in the environment is an error even where nothing reads it."""
-        for name in FLAGS:
+        for name in self._known:
             self.value(name)
+
+    def unknown(self) -> list[tuple[str, str, str]]:
+        """Name the lenient flags whose text is none of their choices: flag, text, and what is taken instead."""
+        found = []
+        for name, flag in self._known.items():
+            if flag.lenient and (text := self._raw(name)) and self.value(name) == flag.default != text.lower():
+                found.append((name, _show(text), flag.default))
+        return found
+
+    def _raw(self, name: str) -> str:
+        for level in reversed(self._levels):
+            if name in level.given:
+                return level.given[name][-1]
+        variable = self._variable(self._known[name])
+        return self._environ[variable] if variable else ""
 
     def settings(self) -> dict[str, str]:
         """Give the flags set on the command line as text, secrets masked: for the `Settings` log line."""
         shown: dict[str, str] = {}
         for level in self._levels:
             for name, texts in level.given.items():
-                shown[name] = "*****" if FLAGS[name].secret else ",".join(texts)
+                shown[name] = "*****" if self._known[name].secret else ",".join(texts)
         return dict(sorted(shown.items()))

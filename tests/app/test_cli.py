@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -64,8 +65,6 @@ def test_help_and_version_go_to_stdout_with_status_0(argv: tuple[str, ...], star
         (("rum",), ["unknown command: rum", "Did you mean run?"]),
         (("tunnel", "rn"), ["unknown command: tunnel rn", "tunnel run?"]),
         (("tunnel", "create", "x"), ["no command tunnel create"]),
-        (("tunnel",), ["connector tunnel run"]),
-        (("--loglevel", "debug"), ["no command"]),
         (("run",), ["requires the token", "--token-file", "TUNNEL_TOKEN"]),
         (("run", "some-tunnel"), ["credentials file", "--token-file"]),
         (("run", "a", "b"), ["accepts only one argument"]),
@@ -73,8 +72,10 @@ def test_help_and_version_go_to_stdout_with_status_0(argv: tuple[str, ...], star
         (("run", TOKEN), ["looks like a token", "--token-file"]),
         (("run", "--token", "abc"), ["Provided Tunnel token is not valid."]),
         (("run", "--token-file", "/does/not/exist"), ["Failed to read token file: No such file", "/does/not/exist"]),
-        (("run", "--grace-period", "soon", "--token", TOKEN), ["soon", "--grace-period", "30s"]),
-        (("tunnel", "ready"), ["--metrics has to be provided"]),
+        (("run", "--grace-period", "soon", "--token", TOKEN), ["soon", "-grace-period: parse error", "30s"]),
+        (("completion", "csh"), ["bash, zsh, fish"]),
+        (("version", "--loglevel", "debug"), ["flag provided but not defined: -loglevel"]),
+        (("help", "rum"), ["no help about rum"]),
     ],
 )
 def test_usage_errors_say_what_and_how_with_status_255(argv: tuple[str, ...], parts: list[str]) -> None:
@@ -114,6 +115,38 @@ def test_what_cannot_start_says_so_with_status_1(argv: tuple[str, ...], parts: l
         assert part in result.stderr
     assert "Traceback" not in result.stderr
     assert TOKEN not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (("tunnel",), ["connector tunnel run"]),
+        (("--loglevel", "debug"), ["connector tunnel run"]),
+        (("tunnel", "ready"), ["--metrics has to be provided"]),
+    ],
+)
+def test_what_lacks_something_ends_with_1_as_in_cloudflared(argv: tuple[str, ...], parts: list[str]) -> None:
+    result = connector(*argv)
+    assert (result.returncode, result.stdout) == (1, "")
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_the_program_is_called_by_either_name(tmp_path: Path) -> None:
+    script = tmp_path / "cloudflared"
+    script.write_text("import sys\nfrom connector.app.cli import main\nsys.exit(main())\n")
+
+    def call(*argv: str) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [sys.executable, script, *argv], check=False, capture_output=True, text=True, timeout=60, env=env
+        )
+
+    assert call("--no-autoupdate", "version").stdout.startswith("cloudflared version ")
+    assert call("tunnel", "--help").stdout.startswith("cloudflared tunnel - ")
+    assert call("rum").stderr.endswith("See 'cloudflared --help'.\n")
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts["cloudflared"] == scripts["connector"]
 
 
 def test_a_bad_variable_is_named() -> None:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from connector.app.command_table import COMMANDS
 from connector.app.flag_table import ALIASES, FLAGS, GROUPS, LATER, NO_EFFECT, USED
 from connector.app.flags import Flags, parse_level
 from connector.app.usage import usage
@@ -83,14 +84,15 @@ def test_an_empty_variable_counts_for_strings_only() -> None:
         (["--tokn", "x"], ["-tokn", "--token?"]),
         (["--has-connections=3"], ["-has-connections", "--ha-connections?"]),
         (["--qqqqqqq"], ["-qqqqqqq"]),
-        (["--loglevel", "loud"], ["loud", "--loglevel", "debug, info"]),
-        (["--grace-period", "30"], ['"30"', "--grace-period", "30s"]),
-        (["--retries=many"], ["many", "--retries", "whole number"]),
+        (["--grace-period", "30"], ['"30"', "-grace-period: parse error", "30s"]),
+        (["--retries=many"], ["many", "-retries: parse error", "whole number"]),
         (["--retries=1_0"], ["1_0"]),
-        (["--max-active-flows=-1"], ["-1", "--max-active-flows"]),
-        (["--no-autoupdate=maybe"], ["maybe", "--no-autoupdate", "true or false"]),
-        (["--output", "xml"], ["xml", "--output", "default, json"]),
-        (["--token"], ["flag needs an argument", "--token"]),
+        (["--retries=99999999999999999999"], ["-retries: value out of range"]),
+        (["--retries=" + "9" * 5000], ["-retries: value out of range"]),
+        (["--max-active-flows=-1"], ["-1", "-max-active-flows: parse error"]),
+        (["--no-autoupdate=maybe"], ["invalid boolean value", "maybe", "-no-autoupdate: parse error", "true or false"]),
+        (["--edge-ip-version", "5"], ["5", "-edge-ip-version", "auto, 4, 6"]),
+        (["--token"], ["Incorrect Usage: flag needs an argument: -token"]),
         (["--p", "http2", "--protocol", "http2"], ["two forms", "p", "protocol"]),
         (["---x"], ["bad flag syntax", "---x"]),
         (["-=x"], ["bad flag syntax"]),
@@ -103,6 +105,13 @@ def test_errors_name_flag_value_and_what_is_allowed(argv: list[str], named: list
         assert part in f"{caught.value} {caught.value.advice}"
 
 
+def test_an_unknown_level_or_format_is_the_default_and_is_named() -> None:
+    given = flags("--loglevel", "loud", "--output", "JSON", env={"TUNNEL_TRANSPORT_LOGLEVEL": "shy"})
+    assert (given.text("loglevel"), given.text("output"), given.text("transport-loglevel")) == ("info", "json", "info")
+    assert given.unknown() == [("loglevel", "loud", "info"), ("transport-loglevel", "shy", "info")]
+    assert flags("--loglevel", "INFO").unknown() == []
+
+
 def test_errors_of_the_environment_name_the_variable() -> None:
     with pytest.raises(UsageError, match="TUNNEL_GRACE_PERIOD"):
         flags(env={"TUNNEL_GRACE_PERIOD": "soon"}).check()
@@ -113,7 +122,8 @@ def test_errors_of_the_environment_name_the_variable() -> None:
 def test_secrets_are_not_shown() -> None:
     token = "eyJhIjoiMDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWYifQ=="
     assert flags("--token", token, "--url", "x").settings() == {"token": "*****", "url": "x"}
-    for argv in (["--loglevel", token], [f"-{token}"], [f"--{token}", "x"]):
+    assert flags("--loglevel", token).unknown() == [("loglevel", "(hidden: looks like a token)", "info")]
+    for argv in ([f"--no-autoupdate={token}"], ["--edge-ip-version", token], [f"-{token}"], [f"--{token}", "x"]):
         with pytest.raises(UsageError) as caught:
             parse_level(argv)
         assert token.rstrip("=") not in f"{caught.value} {caught.value.advice}"
@@ -137,13 +147,14 @@ def test_the_table_is_sound() -> None:
     assert len(ALIASES) == len({*ALIASES} - {*FLAGS})
     for flag in FLAGS.values():
         assert flag.kind in {"bool", "int", "uint", "string", "list", "duration"}
-        assert (flag.effect == USED) == (flag.group in GROUPS)
+        assert (flag.effect == NO_EFFECT) == (flag.group not in GROUPS) == (flag.help == "")
+        assert flag.effect == NO_EFFECT or bool(flag.metavar) == (flag.kind != "bool")
     variables = [variable for flag in FLAGS.values() for variable in flag.env]
     assert len(variables) == len(set(variables))
     flags().check()
 
 
-@pytest.mark.parametrize("level", ["top", "tunnel", "run", "flags"])
+@pytest.mark.parametrize("level", ["", "flags", *COMMANDS])
 def test_help_fits_80_columns(level: str) -> None:
     text = usage(level)
     assert text.endswith("\n")
@@ -152,7 +163,7 @@ def test_help_fits_80_columns(level: str) -> None:
 
 def test_help_shows_every_flag_somewhere() -> None:
     for flag in FLAGS.values():
-        assert f"--{flag.name}" in usage("run" if flag.effect == USED else "flags")
+        assert f"--{flag.name}" in usage("tunnel run" if flag.effect == USED else "flags")
 
 
 def test_flags_are_sorted_by_what_they_do() -> None:

@@ -1,0 +1,96 @@
+"""Every command: its words, where its code is, its own flags, one line of help.
+
+Owns: the table; the call that a command gets. In: nothing. Out: COMMANDS, by words. Never: imports a command's code.
+
+A command is a function `(Call) -> int` that gives the exit status, named as `package.module:function` so that nothing
+is loaded before it is asked for. Raise UsageError (255) or another ConnectorError (1) for what cannot be done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from connector.app.flag_table import Flag
+
+if TYPE_CHECKING:
+    from connector.app.flags import Flags
+
+
+class Command(NamedTuple):
+    """One command."""
+
+    target: str
+    summary: str
+    arguments: str = ""
+    """What may follow the flags, for help."""
+    flags: tuple[Flag, ...] = ()
+    """Flags of its own; they win over flags of `tunnel` with the same name."""
+    tunnel_flags: bool = True
+    """Whether it takes the flags of `tunnel` and `tunnel run` too."""
+    raw: bool = False
+    """Whether it reads its words itself."""
+    hidden: bool = False
+
+
+class Call(NamedTuple):
+    """What a command is called with."""
+
+    program: str
+    """`connector` or `cloudflared`, for messages."""
+    words: str
+    """The command's own words, as in COMMANDS."""
+    flags: Flags
+    arguments: list[str]
+    """What follows the flags."""
+    exposed: str
+    """"wiped" or "visible" when a secret stood on the command line, else nothing."""
+    environ: Mapping[str, str]
+
+
+COMMANDS: dict[str, Command] = {
+    "tunnel": Command("connector.app.quick:quick", "run a quick tunnel: tunnel --url URL"),
+    "tunnel run": Command("connector.app.run:run", "run a tunnel", "[TUNNEL]"),
+    "tunnel ready": Command("connector.app.ready:ready", "ask a running connector: status 0 or 1"),
+    "edge": Command(
+        "connector.devedge.cli:main", "a small edge for tests on this machine", tunnel_flags=False, raw=True
+    ),
+    "completion": Command(
+        "connector.app.completion:completion", "print a completion script", "bash|zsh|fish", tunnel_flags=False
+    ),
+    "version": Command(
+        "connector.app.version:version",
+        "print the version",
+        flags=(Flag("short", "bool", alias="s", help="The number alone."),),
+        tunnel_flags=False,
+    ),
+    "update": Command("connector.app.version:update", "say how to update", tunnel_flags=False, hidden=True),
+    "help": Command("connector.app.usage:help_", "print help", "[COMMAND|flags]", tunnel_flags=False),
+}
+"""By words. A command under `tunnel` is also found without it, where no other has its name: `connector run`."""
+
+SHORT = {"run": "tunnel run", "ready": "tunnel ready"}
+"""Commands of `tunnel` that are also found without that word."""
+
+WORD_ALIASES = {"h": "help", "forward": "access", "tunnel h": "help", "tunnel help": "help"}
+
+ABSENT: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "login", "tunnel login", "tunnel create", "tunnel route", "tunnel vnet", "tunnel list", "tunnel info",
+            "tunnel delete", "tunnel cleanup", "tunnel token",
+        ),
+        "It runs tunnels; they are made and listed in the Zero Trust dashboard, which also shows the token.",
+    ),
+    **dict.fromkeys(
+        ("access", "service", "management"), "It runs tunnels only; use cloudflared itself for this."
+    ),
+    **dict.fromkeys(
+        ("proxy-dns", "tunnel proxy-dns"),
+        "dns-proxy feature is no longer supported, by cloudflared neither; use a DNS-over-HTTPS client of your system.",
+    ),
+    **dict.fromkeys(
+        ("db-connect", "tunnel db-connect"), "db-connect command is no longer supported, by cloudflared neither."
+    ),
+}  # fmt: skip
+"""cloudflared's commands that this program does not have, and what to do."""

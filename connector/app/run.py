@@ -1,0 +1,64 @@
+"""`connector run`: from flags to a run of the process.
+
+Owns: the order of the start: log, token, checks, warnings. In: a Call. Out: an exit status.
+Never: opens a socket; prints a secret.
+"""
+
+from __future__ import annotations
+
+from connector.app.command_table import Call
+from connector.app.config import read_token, run_config
+from connector.app.flag_table import LATER, NO_EFFECT
+from connector.app.logs import Logger, stderr_logger
+
+
+def run(call: Call) -> int:
+    """Run a tunnel until it is told to stop."""
+    flags = call.flags
+    flags.check()
+    log = start_log(call)
+    token_text = read_token(flags)
+    if token_text:
+        log.output.redactor.add(token_text)
+    config = run_config(flags, call.arguments, token_text)
+    log.output.redactor.add_bytes(config.token.secret)
+    if flags.text("hostname"):
+        log.warn("The flag --hostname is of classic tunnels and is ignored: host names belong to the tunnel's rules")
+
+    from connector.app.process import run_tunnel  # noqa: PLC0415  (everything that a run needs)
+
+    return run_tunnel(config, log)
+
+
+def start_log(call: Call) -> Logger:
+    """Make the process's log and say which flags do not what they say."""
+    flags = call.flags
+    log = stderr_logger(
+        level=flags.text("loglevel"),
+        json_lines=flags.text("output") == "json",
+        no_color=bool(call.environ.get("NO_COLOR")),
+    )
+    for name, text, instead in flags.unknown():
+        what = "log level" if "level" in name else f"--{name}"
+        log.error(f'Failed to parse {what} "{text}", using "{instead}" instead')
+    if call.exposed:
+        _warn_exposed(log, call.exposed)
+    for name in flags.given(LATER):
+        log.warn(f"--{name} is not supported by this version and has no effect")
+    ignored = flags.given(NO_EFFECT)
+    if ignored:
+        log.debug("Flags without effect", flags=ignored)
+    return log
+
+
+def _warn_exposed(log: Logger, exposed: str) -> None:
+    if exposed == "wiped":
+        log.warn(
+            "The token was given on the command line, where other users could see it for a moment; "
+            "it is wiped from the process list now. Prefer --token-file FILE."
+        )
+    else:
+        log.warn(
+            "The token was given on the command line and stays visible in the process list, because the package "
+            "setproctitle is not installed. Use --token-file FILE."
+        )
