@@ -54,7 +54,7 @@ class TokenWatch:
 
     def _look(self) -> tuple[int, int, int] | None:
         try:
-            found = os.stat(self._path)  # noqa: PTH116  (one system call, no object)
+            found = os.stat(self._path)
         except OSError:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns
