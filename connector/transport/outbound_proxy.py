@@ -42,7 +42,8 @@ class OutboundProxy(NamedTuple):
     def __repr__(self) -> str:
         return f"{self.scheme}://{format_address(self.host, self.port)}"
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        return repr(self)
 
 
 def parse_proxy(text: str, source: str) -> OutboundProxy:
@@ -117,7 +118,7 @@ async def dial_through(
     local_address: tuple[str, int] | None = None,
     timeout: float = 15.0,
 ) -> socket.socket:
-    """Return a socket that reaches `host:port` through `proxy`. Errors: EdgeDialError that says whose failure it was."""
+    """Return a socket that reaches `host:port` through `proxy`. Errors: EdgeDialError that says whose fault it was."""
     try:
         async with asyncio.timeout(timeout):
             try:

@@ -97,7 +97,9 @@ class OfficeProxy:
         else:
             host = str(ip_address(await reader.readexactly(4 if kind == 1 else 16)))
         self.asked.append(("socks5", host, int.from_bytes(await reader.readexactly(2), "big")))
-        await self._pass_on(reader, writer, b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00", refusal=b"\x05\x05\x00\x01" + bytes(6))
+        await self._pass_on(
+            reader, writer, b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00", refusal=b"\x05\x05\x00\x01" + bytes(6)
+        )
 
     async def _pass_on(
         self,
