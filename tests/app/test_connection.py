@@ -22,6 +22,7 @@ from connector.app.state import TunnelState
 from connector.app.supervisor import Supervisor
 from connector.app.transport_choice import TransportChoice
 from connector.protocol.edge_addresses import EdgeAddress
+from connector.protocol.wake_budget import BURST
 from connector.proxy.dispatch import Dispatcher
 from connector.wire.token import Token
 from tests.support.aio import run, until
@@ -116,6 +117,40 @@ def test_one_task_per_edge_connection(tmp_path: Path) -> None:
             await until(lambda: len(asyncio.all_tasks()) <= before + 1, what="only the connection's own task is left")
             connection.stop()
             await task
+            await setup.dispatcher.close()
+
+    run(main())
+
+
+def test_a_wake_up_ends_the_back_off_and_not_the_rest(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with capnp.kj_loop(), MiniEdge(tmp_path) as edge:
+            setup = Setup(edge)
+            supervisor = Supervisor(setup.state, 1)
+            task = asyncio.create_task(supervisor.run())
+            (await edge.accepted()).cut()
+            await setup.message("Retrying connection in up to")
+            supervisor.woken("link_up")
+            await edge.accepted()
+            supervisor.woken("link_up")  # nobody waits: nothing to cut short
+            supervisor.stop()
+            await task
+            await setup.dispatcher.close()
+            assert len([line for line in setup.lines if "retry now" in line["message"]]) <= 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("connector.protocol.reconnect.BASE_WAIT", 1000.0)  # without the wake-up, no second dial
+        run(main())
+
+
+def test_flapping_wakes_a_few_times_only(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with capnp.kj_loop(), MiniEdge(tmp_path) as edge:
+            setup = Setup(edge)
+            supervisor = Supervisor(setup.state, 1)
+            for _ in range(20):
+                supervisor.woken("address_new")
+            assert [line["retry"] for line in setup.lines] == [True] * BURST + [False] * (20 - BURST)
             await setup.dispatcher.close()
 
     run(main())

@@ -22,6 +22,7 @@ class UdpWeather:
         jitter: float = 0.0,
         mtu: int = 65_536,
         seed: int = 1,
+        port: int = 0,
     ) -> None:
         self.loss = loss
         self.delay = delay
@@ -30,7 +31,7 @@ class UdpWeather:
         self.blocked = False
         self.passed = 0
         self.lost = 0
-        self.port = 0
+        self.port = port
         self._edge = ("127.0.0.1", edge_port)
         self._random = random.Random(seed)
         self._client: tuple[str, int] | None = None
@@ -40,7 +41,7 @@ class UdpWeather:
 
     async def __aenter__(self) -> UdpWeather:
         self._loop = asyncio.get_running_loop()
-        self._inside = _bound()
+        self._inside = _bound(self.port)
         self.port = self._inside.getsockname()[1]
         self._loop.add_reader(self._inside, self._from_client)
         self.rebind()
@@ -103,9 +104,13 @@ class UdpWeather:
             self.lost += 1
 
 
-def _bound() -> socket.socket:
+def _bound(port: int = 0) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        sock.bind(("127.0.0.1", port))
+    except OSError:
+        sock.close()
+        raise
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-    sock.bind(("127.0.0.1", 0))
     sock.setblocking(False)
     return sock

@@ -521,6 +521,54 @@ def test_cancelled_dial_leaves_nothing(loop: Loop) -> None:
     run(main(), loop_factory=loop)
 
 
+@both_loops
+def test_a_check_of_a_link_that_works_leaves_it_alone(tmp_path: Path, loop: Loop) -> None:
+    async def body(s: Setup) -> None:
+        s.peer.open_control()
+        await s.link.control_stream(5)
+        for _ in range(2):
+            s.link.check()
+            s.link.check()  # one at a time
+            await until(lambda: s.link._check is None, what="the edge answered the PING")
+        s.peer.close()
+        await s.link.wait_closed()
+
+    with_link(tmp_path, body, loop)
+
+
+@both_loops
+def test_a_check_ends_a_link_whose_edge_is_gone(tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("connector.transport.h2.CHECK_SECONDS", 0.2)
+
+    async def body(s: Setup) -> None:
+        s.peer.open_control()
+        await s.link.control_stream(5)
+        s.peer.transport.pause_reading()
+        s.link.check()
+        with pytest.raises(EdgeLostError, match="no sign of life") as caught:
+            await s.link.wait_closed()
+        assert not caught.value.by_edge
+        s.link.check()  # of an ended link: nothing
+
+    with_link(tmp_path, body, loop)
+
+
+@both_loops
+def test_goaway_is_told_once(tmp_path: Path, loop: Loop) -> None:
+    async def body(s: Setup) -> None:
+        s.peer.open_control()
+        await s.link.control_stream(5)
+        told: list[None] = []
+        s.link.on_goaway = lambda: told.append(None)
+        s.peer.send_goaway()
+        await until(lambda: told, what="the link told of GOAWAY")
+        s.link.check()
+        await until(lambda: s.link._check is None)
+        assert told == [None]
+
+    with_link(tmp_path, body, loop)
+
+
 # --- words ---------------------------------------------------------------------------------------------------------
 
 
