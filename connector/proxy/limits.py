@@ -30,6 +30,14 @@ SPLICE_DRAIN: Final = 5.0
 """Seconds that the other direction of a spliced stream may go on after one has ended. cloudflared: 0; HAProxy and
 nginx keep half-closed tunnels for their idle time-out. A WebSocket's closing frames need one round trip."""
 
+TCP_HALF_CLOSED: Final = 60.0
+"""Seconds of silence after which a TCP flow ends of which one direction has ended. cloudflared: 0, it cuts both at
+once. Linux gives a half-closed socket without an owner 60 s (tcp_fin_timeout), HAProxy's `timeout tunnel` is longer."""
+
+WS_CLOSE_WAIT: Final = 0.5
+"""Seconds that a WebSocket in the middle of a frame may take to end it when the connector leaves, and that the edge has
+to take the Close frames; then the link closes."""
+
 MATCH_CACHE: Final = 1_024
 """Hosts whose candidate rules are remembered; eyeballs choose hosts under a wildcard, so there must be an end."""
 

@@ -1,20 +1,21 @@
 """Raw bytes both ways between a stream of the edge and an origin connection.
 
-Owns: Splice (the streaming state of one upgraded connection) and DrainQueue (deadlines of half-closed ones, and the
-joined writes of all).
+Owns: Splice (the streaming state of one connection) and DrainQueue (deadlines of half-closed ones, and the joined
+writes of all).
 In: payload of the edge (`on_data`), bytes of the origin (asyncio Protocol). Out: writes on the other side.
-Never: looks into the bytes; no task, timer or future per stream.
+Never: looks into the bytes (`ws_splice.py` follows frames); no task, timer or future per stream.
 
 *Strategy*: once upgraded, the transport's protocol is replaced by the Splice, whose `data_received` *is* the port's
 `write`: bytes of the origin pass no code of this package. The other way, what one loop tick brings for an origin is
 joined and written at once: with 16 small messages in flight per stream the single writes were most of all CPU time.
-When one direction ends, its end is carried over and the other may go on for SPLICE_DRAIN seconds; one timer serves all
-splices.
+When one direction ends, its end is carried over and the other may go on for a while: SPLICE_DRAIN seconds for
+WebSockets, and as long as bytes move for TCP. One timer serves all splices of a queue.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 
 from connector.protocol.ports import Buffer, StreamPort
@@ -25,7 +26,7 @@ from connector.proxy.origins import OriginConnection
 class Splice(asyncio.Protocol):
     """One stream and one connection, coupled. `done()` is called once, when the connection is gone."""
 
-    __slots__ = ("_chunks", "_connection", "_consumed", "_done", "_drains", "_edge_ended", "_origin_ended",
+    __slots__ = ("_chunks", "_connection", "_consumed", "_done", "_drains", "_edge_ended", "_moved", "_origin_ended",
                  "_origin_full", "_owed", "_port", "_transport", "_write", "data_received")  # fmt: skip
 
     data_received: Callable[[Buffer], None]  # type: ignore[assignment]
@@ -47,6 +48,7 @@ class Splice(asyncio.Protocol):
         self._origin_full = False
         self._edge_ended = False
         self._origin_ended = False
+        self._moved = False
 
     # -- from the edge
 
@@ -70,6 +72,7 @@ class Splice(asyncio.Protocol):
         chunks = self._chunks
         if chunks:
             self._chunks = b""
+            self._moved = True
             self._write(chunks)
 
     def on_eof(self) -> None:
@@ -79,6 +82,8 @@ class Splice(asyncio.Protocol):
         transport = self._transport
         if not self._origin_ended and transport.can_write_eof() and not transport.is_closing():
             transport.write_eof()
+            if self._drains.while_moving:
+                self._receive_with(self._count)
         elif not transport.is_closing():
             transport.close()
         self._drains.add(self)
@@ -98,9 +103,29 @@ class Splice(asyncio.Protocol):
         self._chunks = b""
         self._transport.abort()
 
-    def expire(self) -> None:
-        """End what did not end by itself (DrainQueue)."""
+    def go_away(self) -> bool:
+        """Tell the eyeball that this side is leaving, where there is a way to; return whether there is."""
+        return False
+
+    # -- for DrainQueue
+
+    def maybe_expire(self) -> bool:
+        """End what did not end by itself; return False for one that may go on because bytes still move."""
+        if self._drains.while_moving and self._moved:
+            self._moved = False
+            return False
         self._transport.abort()
+        return True
+
+    def _count(self, data: Buffer) -> None:
+        """Take the place of `data_received` once only the origin speaks and its silence counts."""
+        self._moved = True
+        self._port.write(data)
+
+    def _receive_with(self, call: Callable[[Buffer], None]) -> None:
+        """Change `data_received`; uvloop looks it up only when a protocol is set."""
+        self.data_received = call
+        self._transport.set_protocol(self)
 
     # -- from the origin (asyncio.Protocol)
 
@@ -118,6 +143,7 @@ class Splice(asyncio.Protocol):
         """End the stream. A pipe that breaks is not an error here: the stream just ends."""
         self._drains.discard(self)
         self._write = _discard
+        self.data_received = _discard  # a bound method of this very object would keep it alive
         if not self._origin_ended:
             self._origin_ended = True
             self._port.write_eof()
@@ -139,28 +165,34 @@ class Splice(asyncio.Protocol):
             self._consumed(owed)
 
 
-def _discard(data: bytes | bytearray) -> None:
-    """Stand in for a transport that is gone."""
+def _discard(data: Buffer) -> None:
+    """Stand in for a side that is gone."""
 
 
 class DrainQueue:
     """What all splices of a dispatcher share: one timer and one flush a loop tick.
 
-    Splices that ended in one direction have the same limit, so they expire in order of arrival.
+    Splices that ended in one direction have the same limit, so they expire in order of arrival. With `while_moving`
+    it is a limit of silence: it begins anew as long as bytes went by.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit: float = limits.SPLICE_DRAIN) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, limit: float = limits.SPLICE_DRAIN, *, while_moving: bool = False
+    ) -> None:
+        self.while_moving = while_moving
         self._loop = loop
         self._limit = limit
         self._deadlines: dict[Splice, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._unflushed: list[Splice] = []
+        # One for all flushes: to copy the current one is a tenth of what a call_soon costs.
+        self._context = contextvars.copy_context()
 
     def flush_soon(self, splice: Splice) -> None:
         """Let `splice` write at the end of this tick; called once until it did."""
         unflushed = self._unflushed
         if not unflushed:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush, context=self._context)
         unflushed.append(splice)
 
     def _flush(self) -> None:
@@ -193,4 +225,5 @@ class DrainQueue:
                 self._timer = self._loop.call_at(deadline, self._expire)
                 return
             del self._deadlines[splice]
-            splice.expire()
+            if not splice.maybe_expire():
+                self.add(splice)

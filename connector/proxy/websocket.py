@@ -1,35 +1,49 @@
 """A WebSocket request to an HTTP origin: the upgrade, then a splice.
 
 Owns: what differs from a plain exchange: no body, and after a 101 raw bytes both ways.
-In: calls of StreamSink and OriginUser. Out: a Splice, or an ordinary response.
-Never: parses WebSocket frames or sends pings.
+In: calls of StreamSink and OriginUser. Out: a WebSocketSplice, or an ordinary response.
+Never: parses WebSocket frames or sends pings (`ws_splice.py` does).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from connector.protocol.ports import Buffer, Headers, Request, ResetCode, StreamPort
 from connector.proxy.http import HttpExchange, Owner, Route
-from connector.proxy.splice import DrainQueue, Splice
+from connector.proxy.splice import DrainQueue
+from connector.proxy.ws_pings import PingClock
+from connector.proxy.ws_splice import KeptAliveSplice, WebSocketSplice
 
 
 class WebSocketExchange(HttpExchange):
-    """One WebSocket. What the edge sends before the origin has answered waits unacknowledged."""
+    """One WebSocket. What the edge sends before the origin has answered waits unacknowledged.
 
-    __slots__ = ("_drains", "_splice")
+    With a `clock` an idle eyeball is pinged. Once upgraded, `on_data` is the splice's own.
+    """
 
+    __slots__ = ("_clock", "_drains", "_splice", "on_data")
+
+    on_data: Callable[[Buffer], None]  # type: ignore[assignment]
     upgrade = True
 
-    def __init__(self, owner: Owner, request: Request, port: StreamPort, route: Route, drains: DrainQueue) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        request: Request,
+        port: StreamPort,
+        route: Route,
+        drains: DrainQueue,
+        clock: PingClock | None = None,
+    ) -> None:
         super().__init__(owner, request, port, route)
         self._drains = drains
-        self._splice: Splice | None = None
+        self._clock = clock
+        self._splice: WebSocketSplice | None = None
+        self.on_data = self._on_early_data
 
-    def on_data(self, data: Buffer) -> None:
-        """Pass payload on."""
-        splice = self._splice
-        if splice is not None:
-            splice.on_data(data)
-        elif self.finished or self.status:
+    def _on_early_data(self, data: Buffer) -> None:
+        if self.finished or self.status:
             # Refused: an ordinary response is on its way.
             self.port.consumed(len(data))
         else:
@@ -81,10 +95,15 @@ class WebSocketExchange(HttpExchange):
         assert connection is not None
         connection.user = None
         self._connection = self._parser = None
-        splice = self._splice = Splice(self.port, connection, self._drains, self._done)
+        if self._clock is None:
+            splice = WebSocketSplice(self.port, connection, self._drains, self._done)
+        else:
+            splice = KeptAliveSplice(self.port, connection, self._drains, self._done, self._clock)
+        self._splice = splice
+        self.on_data = splice.on_data
         connection.transport.set_protocol(splice)
         if leftover:
-            self.port.write(leftover)
+            splice.data_received(leftover)
         if self._pending:
             pending, self._pending = self._pending, []
             splice.on_data(b"".join(pending))
@@ -96,6 +115,14 @@ class WebSocketExchange(HttpExchange):
             self.whole = True
             self._finish()
 
+    def _finish(self) -> None:
+        super()._finish()
+        self.on_data = _ignore  # the port takes no more; and a bound method of this object would keep it alive
+
+    def go_away(self) -> bool:
+        """Say Close 1001 to the eyeball if the frames allow it."""
+        return self._splice is not None and not self.finished and self._splice.go_away()
+
     def cancel(self) -> None:
         """End both sides at once: the dispatcher closes."""
         if self._splice is not None and not self.finished:
@@ -104,3 +131,7 @@ class WebSocketExchange(HttpExchange):
             self._finish()
         else:
             super().cancel()
+
+
+def _ignore(data: Buffer) -> None:
+    """Take what comes after the end."""

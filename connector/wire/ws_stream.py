@@ -26,7 +26,8 @@ MAX_CONTROL = 125
 """Bytes of a control frame's payload (RFC 6455 section 5.5)."""
 
 LOST = 1 << 62
-"""`FrameFollower.left` when the bytes are no WebSocket: no boundary will ever come."""
+"""`FrameFollower.left` when the bytes are no WebSocket. What passes afterwards may be taken off it: half of it is still
+more than any stream carries."""
 
 _FIN, _RSV, _MASKED = 0x80, 0x70, 0x80
 _OPCODES = frozenset((CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG))
@@ -85,7 +86,7 @@ def _measure(data: Buffer, at: int, end: int, masked: bool) -> int:
     if have < 10:
         return 0
     long: int = _LONG.unpack_from(data, at + 2)[0]
-    return size + 8 + long if long < LOST - 14 else -1
+    return size + 8 + long if long < LOST >> 2 else -1
 
 
 class FrameFollower:
@@ -104,6 +105,11 @@ class FrameFollower:
         self._head = b""
         self._masked = masked
 
+    @property
+    def lost(self) -> bool:
+        """Whether the bytes made no sense: no boundary will come."""
+        return self.left > LOST >> 1
+
     def follow(self, data: Buffer) -> None:
         """Take a chunk that passes."""
         self._run(data, False)
@@ -118,7 +124,7 @@ class FrameFollower:
         end = len(data)
         left, head = self.left, self._head
         if left >= end:
-            self.left = left - end if left < LOST else LOST
+            self.left = left - end
             return end if not self.left and first else -1
         at = max(left, 0)
         if first and left > 0:
@@ -164,7 +170,7 @@ class PongFilter:
         end = len(data)
         left = self._left
         if left > end:
-            self._left = left - end if left < LOST else LOST
+            self._left = left - end
             return data
         if not self._held and not left and end > 6 and data[0] != 0x8A and data[1] == end + 122 and end < 132:
             return data  # one whole short frame that is no PONG

@@ -15,7 +15,6 @@ from connector.wire.ws_stream import (
     BINARY,
     CLOSE,
     CONTINUATION,
-    LOST,
     PING,
     PONG,
     TEXT,
@@ -113,9 +112,9 @@ def test_a_close_frame_is_noticed_and_nonsense_is_lost_for_ever() -> None:
     ):
         follower = FrameFollower(masked=False)
         follower.follow(nonsense)
-        assert follower.left == LOST
+        assert follower.lost
         follower.follow(encode_frame(BINARY, b"x"))
-        assert follower.left == LOST
+        assert follower.lost
         assert follower.boundary(encode_frame(BINARY, b"x")) == -1
 
 
