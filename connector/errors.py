@@ -119,16 +119,31 @@ class UnauthorizedError(RegistrationError):
 
 
 class OriginError(ConnectorError):
-    """The origin could not answer a request. Becomes a 502 while nothing was sent, else a reset."""
+    """The origin could not answer a request. Becomes a 502 while nothing was sent, else a reset.
+
+    `cause` is one word for logs and metrics: dns, refused, unreachable, reset, tls, timeout, protocol or dial.
+    """
+
+    cause = "origin"
+
+    def __init__(self, message: str, *, advice: str = "", cause: str = "") -> None:
+        super().__init__(message, advice=advice)
+        self.cause = cause or type(self).cause
 
 
 class OriginDialError(OriginError):
     """DNS, TCP or TLS towards the origin failed."""
 
+    cause = "dial"
+
 
 class OriginProtocolError(OriginError):
     """The origin answered something that is not HTTP, or ended in the middle of it."""
 
+    cause = "protocol"
+
 
 class OriginTimeoutError(OriginError):
     """The origin did not do something within its named limit."""
+
+    cause = "timeout"

@@ -8,7 +8,7 @@ Events (`on_event(name, fields)`, only when somebody listens;
 with `access_events=False` only `failed`:
 `request` at the start, `response` when a head went out, `finished` at the end, `failed` with error, cause and advice.
 All carry `kind`, `host`, `path` (never the query: it may hold secrets), `rule` and `service`. An eyeball that goes away
-is a `finished` with `whole` false, not an error.
+is a `finished` with `whole` false and `aborted`, not an error.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from connector.protocol.http1 import OwnFields
 from connector.protocol.ports import Acceptor, Request, RequestKind, StreamPort, StreamSink
 from connector.proxy import limits
 from connector.proxy.builtin import IGNORE, ConfigurationSink, answer_status
+from connector.proxy.exchange import Exchange
 from connector.proxy.flows import Flows
 from connector.proxy.http import HttpExchange, Route
 from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, Rule, ServiceKind
 from connector.proxy.origin_tls import ContextCache
 from connector.proxy.origins import OriginPool
-from connector.proxy.reply import UnsupportedError, describe, refuse
+from connector.proxy.reply import UnsupportedError, cause_of, describe, refuse
 from connector.proxy.splice import DrainQueue
 from connector.proxy.watch import Tracing, Watch
 from connector.proxy.websocket import WebSocketExchange
+from connector.proxy.ws_pings import PingClocks
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -64,14 +66,17 @@ class Dispatcher:
         self.errors = 0
         self.responses: dict[int, int] = {}
         """Whole responses by status."""
+        self.failures: dict[str, int] = {}
+        """Requests that failed, by cause (`reply.cause_of`): for meters."""
         names = [(f"Cf-Warp-Tag-{name}", value) for name, value in tags]
         self._fields = OwnFields(
             (name.encode(), value.encode()) for name, value in [*names, ("Cf-Warp-Tag-ID", str(connector_id))]
         )
-        self._active: set[HttpExchange] = set()
+        self._active: set[Exchange] = set()
         self._configuring = 0
         self._drained: asyncio.Future[None] | None = None
         self._drains = DrainQueue(loop)
+        self._clocks = PingClocks(loop)
         self._routes: list[Route | None] = []
         self._retired: list[OriginPool] = []
         self._ingress = DEFAULT_INGRESS
@@ -90,7 +95,7 @@ class Dispatcher:
 
     def live(self) -> Iterable[tuple[Rule, tuple[int, int]]]:
         """Every request that a rule serves now, with its payload bytes from and to the edge so far."""
-        return [(exchange.route.rule, exchange.port.traffic()) for exchange in self._active]
+        return [(exchange.rule, exchange.port.traffic()) for exchange in self._active if exchange.rule is not None]
 
     @property
     def open_connections(self) -> int:
@@ -175,9 +180,11 @@ class Dispatcher:
                 advice="http, https, ws, wss, unix, unix+tls and http_status services work",
             )
             return self._refuse(request, port, rule, problem)
-        exchange: HttpExchange
+        exchange: Exchange
         if kind is RequestKind.WEBSOCKET:
-            exchange = WebSocketExchange(self, request, port, route, self._drains)
+            interval = rule.settings.ws_keep_alive
+            clock = self._clocks.get(interval) if interval else None
+            exchange = WebSocketExchange(self, request, port, route, self._drains, clock)
         else:
             exchange = HttpExchange(self, request, port, route)
         self._active.add(exchange)
@@ -186,6 +193,13 @@ class Dispatcher:
             exchange.started = self.loop.time()
         exchange.start()
         return exchange
+
+    def go_away(self) -> int:
+        """Say goodbye on every WebSocket (Close 1001, at a frame boundary); return on how many streams it was said.
+
+        The links should stay for WS_CLOSE_WAIT, so that what was written leaves and a frame under way can end.
+        """
+        return sum(exchange.go_away() for exchange in list(self._active))
 
     async def drain(self, timeout: float) -> bool:
         """Wait until no stream is active, at most `timeout` seconds; return whether that came true."""
@@ -211,31 +225,33 @@ class Dispatcher:
 
     # -- called by exchanges
 
-    def exchange_failed(self, exchange: HttpExchange, error: BaseException) -> None:
+    def exchange_failed(self, exchange: Exchange, error: BaseException) -> None:
         """Count and report."""
-        self.errors += 1
+        self._count_failure(error)
         if self.on_event is not None:
-            self._event("failed", exchange.request, exchange.route.rule, status=exchange.status, **describe(error))
+            self._event("failed", exchange.request, exchange.rule, status=exchange.status, **describe(error))
 
-    def exchange_answered(self, exchange: HttpExchange) -> None:
+    def exchange_answered(self, exchange: Exchange) -> None:
         """Report a response head."""
         if self._on_access is not None:
-            self._event("response", exchange.request, exchange.route.rule, status=exchange.status)
+            self._event("response", exchange.request, exchange.rule, status=exchange.status)
 
-    def exchange_finished(self, exchange: HttpExchange) -> None:
+    def exchange_finished(self, exchange: Exchange) -> None:
         """Forget an exchange."""
         self._active.discard(exchange)
         if exchange.whole:
             self._count(exchange.status)
         if self.watch is not None:
             self.watch.finished(
-                exchange.request, exchange.route.rule, exchange.status, exchange.whole, exchange.port.traffic(),
+                exchange.request, exchange.rule, exchange.status, exchange.whole, exchange.port.traffic(),
                 self.loop.time() - exchange.started,
             )  # fmt: skip
         if self._on_access is not None:
             milliseconds = round((self.loop.time() - exchange.started) * 1000, 3)
             fields = {"status": exchange.status or None, "whole": exchange.whole, "ms": milliseconds}
-            self._event("finished", exchange.request, exchange.route.rule, **fields)
+            if exchange.aborted:
+                fields["aborted"] = True
+            self._event("finished", exchange.request, exchange.rule, **fields)
         self._maybe_drained()
 
     # -- inside
@@ -251,6 +267,11 @@ class Dispatcher:
     def _pools(self) -> list[OriginPool]:
         return [*(route.pool for route in self._routes if route is not None), *self._retired]
 
+    def _count_failure(self, error: BaseException) -> None:
+        self.errors += 1
+        cause = cause_of(error)
+        self.failures[cause] = self.failures.get(cause, 0) + 1
+
     def _count(self, status: int) -> None:
         self.responses[status] = self.responses.get(status, 0) + 1
 
@@ -262,7 +283,7 @@ class Dispatcher:
 
     def _refuse(self, request: Request, port: StreamPort, rule: Rule | None, error: BaseException) -> StreamSink:
         status = refuse(port, error, responded=False)
-        self.errors += 1
+        self._count_failure(error)
         self._count(status)
         if self.on_event is not None:
             self._event("failed", request, rule, status=status, **describe(error))

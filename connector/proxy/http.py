@@ -11,7 +11,7 @@ is connected are kept and not acknowledged, so the edge's window bounds them.
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from typing import Final
 
 from connector.errors import ConnectorError, OriginError, OriginProtocolError
 from connector.protocol.http1 import (
@@ -25,8 +25,10 @@ from connector.protocol.http1 import (
 )
 from connector.protocol.ports import Buffer, Headers, Request, ResetCode, StreamPort
 from connector.proxy import limits
+from connector.proxy.exchange import Owner
 from connector.proxy.ingress import Rule
 from connector.proxy.origins import OriginConnection, OriginPool
+from connector.proxy.proxy_protocol import client_address
 from connector.proxy.reply import BadRequestError, LengthRequiredError, refuse
 from connector.proxy.watch import RequestTrace
 
@@ -38,28 +40,14 @@ _STATES_EMPTY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
 _LACKS_BODY: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"PROPFIND", b"SEARCH"))
 
 
-class Owner(Protocol):
-    """Who counts exchanges: the dispatcher."""
-
-    loop: asyncio.AbstractEventLoop
-
-    def exchange_failed(self, exchange: HttpExchange, error: BaseException) -> None:
-        """Count and report an error that is not the client's going away."""
-
-    def exchange_answered(self, exchange: HttpExchange) -> None:
-        """Report a response head."""
-
-    def exchange_finished(self, exchange: HttpExchange) -> None:
-        """Forget an exchange: both sides are done with. Called once."""
-
-
 class Route:
-    """One rule at work: its pool and the header fields that the connector adds."""
+    """One rule with an HTTP origin at work: its pool and the header fields that the connector adds."""
 
-    __slots__ = ("fields", "pool", "rule", "upgrade_fields")
+    __slots__ = ("fields", "introduces", "pool", "rule", "upgrade_fields")
 
     def __init__(self, rule: Rule, pool: OriginPool, fields: OwnFields) -> None:
         self.rule = rule
+        self.introduces = bool(rule.settings.proxy_protocol)
         self.pool = pool
         self.fields = fields.plus((b"Connection", b"keep-alive"))
         self.upgrade_fields = fields.plus(
@@ -78,8 +66,8 @@ class HttpExchange:
     """One request and its response. Call `start` once; then the callbacks run it."""
 
     __slots__ = ("_body_sent", "_chunked", "_connection", "_edge_paused", "_eof", "_left", "_origin_full", "_owed",
-                 "_owner", "_parser", "_pending", "_pending_size", "_phase", "_reused", "_timer", "finished", "port",
-                 "request", "route", "started", "status", "trace", "whole")  # fmt: skip
+                 "_owner", "_parser", "_pending", "_pending_size", "_phase", "_reused", "_timer", "aborted", "client",
+                 "finished", "port", "request", "route", "rule", "started", "status", "trace", "whole")  # fmt: skip
 
     upgrade = False
 
@@ -88,10 +76,14 @@ class HttpExchange:
         self.request = request
         self.port = port
         self.route = route
+        self.rule: Rule | None = route.rule
+        self.client = client_address(request.headers) if route.introduces else None
         self.status = 0
         """Status that went to the edge; 0 before."""
         self.whole = False
         """Whether the edge got a whole response (or, after an upgrade, the stream ended by itself)."""
+        self.aborted = False
+        """Whether the eyeball went away (or its link)."""
         self.started = 0.0
         self.trace: RequestTrace | None = None
         self.finished = False
@@ -175,6 +167,7 @@ class HttpExchange:
 
     def on_reset(self, error: BaseException | None) -> None:
         """Stop both ways: the eyeball went away, or the link is gone."""
+        self.aborted = True
         self._finish()
 
     def pause_writing(self) -> None:
@@ -213,6 +206,7 @@ class HttpExchange:
         pool = self.route.pool
         # What cannot be asked twice is not given a connection that the origin has closed already.
         careful = self._chunked or self._left > 0 or not self._may_repeat()
+        fresh = fresh or self.client is not None
         connection = pool.acquire(self, pool.key_for(self._host()), fresh=fresh, careful=careful)
         if connection is not None:
             self.on_connected(connection)
@@ -231,7 +225,10 @@ class HttpExchange:
         except OriginProtocolError as error:
             # Nothing was written: the connection is as good as before.
             self._connection = None
-            connection.pool.release(connection)
+            if self.client is None:
+                connection.pool.release(connection)
+            else:
+                connection.abort()
             self._fail(BadRequestError(str(error)))
             return
         self._parser = ResponseParser(self, request.method, upgrade=self.upgrade)
@@ -340,7 +337,8 @@ class HttpExchange:
             return
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
         when = "in the middle of its response" if parser.started else "before it answered"
-        self._origin_gone(OriginProtocolError(f"the connection to the origin broke {when}: {text}"))
+        cause = "reset" if isinstance(error, ConnectionError) else "timeout" if isinstance(error, TimeoutError) else ""
+        self._origin_gone(OriginProtocolError(f"the connection to the origin broke {when}: {text}", cause=cause))
 
     def _origin_gone(self, error: OriginProtocolError) -> None:
         """Fail, unless this was a reused connection that the origin had given up: then ask once more on a new one."""
@@ -381,7 +379,8 @@ class HttpExchange:
         connection, parser = self._connection, self._parser
         self._connection = None
         if connection is not None:
-            if parser is not None and parser.keep_alive and self._phase == _SENT and not self._origin_full:
+            kept = self.client is None and not self._origin_full and self._phase == _SENT
+            if kept and parser is not None and parser.keep_alive:
                 if self._edge_paused:
                     connection.transport.resume_reading()
                 connection.pool.release(connection)
@@ -403,6 +402,10 @@ class HttpExchange:
             self.whole = True
         self._owner.exchange_failed(self, error)
         self._finish()
+
+    def go_away(self) -> bool:
+        """Tell the eyeball that this side leaves: a plain request has no way to."""
+        return False
 
     def cancel(self) -> None:
         """End both sides at once: the dispatcher closes."""

@@ -8,6 +8,7 @@ Never: dials.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -15,7 +16,22 @@ from collections.abc import Sequence
 from connector.errors import ConfigError, OriginDialError, OriginError, OriginTimeoutError
 from connector.proxy.ingress import OriginSettings, Service
 
-_NOT_TLS = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNEXPECTED_MESSAGE"))
+_LOCALHOST_ADVICE = {
+    False: " Inside a container, localhost is the container itself: use the service's container name.",
+    True: " This process runs inside a container, where localhost is the container itself, not the machine: use the "
+    "name of the service's container (on a network that both share), or host.docker.internal for a service of the "
+    "machine.",
+}
+
+
+def in_container() -> bool:
+    """Tell whether this process seems to run in a container (Docker, Podman, Kubernetes)."""
+    return (
+        os.path.exists("/.dockerenv")
+        or os.path.exists("/run/.containerenv")
+        or "KUBERNETES_SERVICE_HOST" in os.environ
+        or bool(os.environ.get("container"))  # noqa: SIM112  (systemd's and Podman's name is lower case)
+    )
 
 
 def origin_context(settings: OriginSettings) -> ssl.SSLContext:
@@ -72,6 +88,7 @@ def connect_error(service: Service, error: OSError, tried: Sequence[str]) -> Ori
         return OriginDialError(
             f"{where}: no such host {service.host!r}: {error.strerror}",
             advice="check the name in the ingress rule; names of containers resolve only on a network they share",
+            cause="dns",
         )
     if isinstance(error, TimeoutError):
         return connect_timeout(service, 0, tried)
@@ -80,14 +97,17 @@ def connect_error(service: Service, error: OSError, tried: Sequence[str]) -> Ori
             errno.ENOENT: "no such socket file: is the service up, and is the directory mounted here?",
             errno.EACCES: "this process may not open the socket: check its owner and mode",
         }.get(error.errno or 0, "the socket file is there but nobody listens on it: is the service up?")
-        return OriginDialError(f"{where}: cannot connect: {error.strerror or error}", advice=advice)
+        cause = "refused" if error.errno in {errno.ENOENT, errno.ECONNREFUSED} else "unreachable"
+        return OriginDialError(f"{where}: cannot connect: {error.strerror or error}", advice=advice, cause=cause)
     if isinstance(error, ConnectionRefusedError):
         advice = "nothing listens there: is the service up (for a broker: its websockets listener, often port 9001)?"
         if service.host == "localhost" or service.host.startswith("127.") or service.host == "::1":
-            advice += " Inside a container, localhost is the container itself: use the service's container name."
-        return OriginDialError(f"{where}: connection refused{at}", advice=advice)
+            advice += _LOCALHOST_ADVICE[in_container()]
+        return OriginDialError(f"{where}: connection refused{at}", advice=advice, cause="refused")
     return OriginDialError(
-        f"{where}: cannot connect: {error.strerror or error}{at}", advice="check the route to this address"
+        f"{where}: cannot connect: {error.strerror or error}{at}",
+        advice="check the route to this address",
+        cause="reset" if isinstance(error, ConnectionError) else "unreachable",
     )
 
 
@@ -108,6 +128,7 @@ def tls_error(service: Service, error: BaseException, server_name: str) -> Origi
         return OriginDialError(
             f"{where}: certificate not accepted for {server_name!r}: {error.verify_message}",
             advice="set originServerName to a name in the certificate, caPool to the CA that signed it, or noTLSVerify",
+            cause="tls",
         )
     if isinstance(error, ssl.SSLError) and error.reason in {
         "WRONG_VERSION_NUMBER",
@@ -117,11 +138,13 @@ def tls_error(service: Service, error: BaseException, server_name: str) -> Origi
         return OriginDialError(
             f"{where}: the answer to the TLS handshake is not TLS",
             advice="does the origin speak plain HTTP on this port? then the service is http:// (or ws://)",
+            cause="tls",
         )
     reason = (error.reason if isinstance(error, ssl.SSLError) else "") or str(error) or type(error).__name__
     return OriginDialError(
         f"{where}: TLS handshake failed: {reason}",
         advice="the origin must speak TLS 1.2 or later on this port and may not ask for a client certificate",
+        cause="tls",
     )
 
 

@@ -23,6 +23,7 @@ from connector.proxy import limits
 from connector.proxy.ingress import OriginSettings, Service
 from connector.proxy.ingress_services import port_problem
 from connector.proxy.origin_tls import connect_error, connect_timeout, origin_context, tls_error, tls_timeout
+from connector.proxy.proxy_protocol import encode_proxy_header
 
 _HANGUP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
@@ -31,6 +32,10 @@ AddressInfo = tuple[Any, ...]
 
 class OriginUser(Protocol):
     """One exchange, as seen by its origin connection. No call blocks or raises."""
+
+    client: str | None
+    """The eyeball's address (maybe empty) for a PROXY header; None for none. Such a user always gets a connection of
+    its own, and nobody else gets it afterwards: acquire with `fresh`, never release."""
 
     def on_connected(self, connection: OriginConnection) -> None:
         """Take the connection that `acquire` promised."""
@@ -303,6 +308,8 @@ class OriginPool:
         """Give a new connection to the user that it was dialled for, or to whoever waits, or keep it."""
         if intended in self._waiting:
             self._hand_over(intended, connection)
+        elif intended.client is not None:
+            connection.abort()
         else:
             self.release(connection)
 
@@ -364,6 +371,8 @@ class OriginPool:
         try:
             async with asyncio.timeout(limit or None):
                 sock = await (self._open_unix() if self.service.path else self._open_tcp(tried))
+                if user.client is not None:  # in front of TLS, too
+                    await self._introduce(sock, user.client)
         except TimeoutError:
             raise connect_timeout(self.service, limit, tried) from None
         except (OSError, UnicodeError) as error:
@@ -377,6 +386,14 @@ class OriginPool:
             raise tls_timeout(self.service, self.settings.tls_timeout) from None
         except (OSError, ssl.SSLError, ValueError) as error:
             raise tls_error(self.service, error, name or "") from None
+
+    async def _introduce(self, sock: socket.socket, client: str) -> None:
+        """Send the PROXY header: at most 52 bytes into an empty buffer."""
+        try:
+            await self._loop.sock_sendall(sock, encode_proxy_header(client, sock.getpeername()))
+        except BaseException:
+            sock.close()
+            raise
 
     async def _wrap(self, sock: socket.socket, user: OriginUser, key: str, name: str | None) -> None:
         """Turn a connected socket into an OriginConnection, after a TLS handshake where one is due."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from connector.errors import ConnectorError, OriginDialError, OriginProtocolError, OriginTimeoutError
+from connector.errors import ConnectorError, OriginError
 from connector.protocol.ports import ResetCode, ResponseSource, StreamPort
 from connector.proxy.flows import FlowLimitError
 
@@ -25,16 +25,27 @@ class BadRequestError(ConnectorError):
     """The request cannot be passed on as it is: it would not survive HTTP/1.1, or its body breaks its own length."""
 
 
+class AccessDeniedError(ConnectorError):
+    """The rule lets nobody in without a fitting Access token: 403."""
+
+
+class AccessError(ConnectorError):
+    """An Access token that cannot be trusted, or keys that could not be had: 502, as in cloudflared."""
+
+
 class LengthRequiredError(ConnectorError):
     """The rule forbids chunked bodies and the body is too long to be buffered for its length."""
 
 
-_STATUS: dict[type[BaseException], int] = {LengthRequiredError: 411}
+_STATUS: dict[type[BaseException], int] = {LengthRequiredError: 411, AccessDeniedError: 403}
 _RESET: dict[type[BaseException], ResetCode] = {BadRequestError: ResetCode.PROTOCOL}
+_SOURCE: dict[type[BaseException], ResponseSource] = {
+    FlowLimitError: ResponseSource.FLOW_LIMITED,
+    AccessDeniedError: ResponseSource.ORIGIN,  # an answer, not a failure
+}
 _KIND: tuple[tuple[type[BaseException], str], ...] = (
-    (OriginTimeoutError, "timeout"),
-    (OriginDialError, "dial"),
-    (OriginProtocolError, "protocol"),
+    (AccessDeniedError, "access"),
+    (AccessError, "access"),
     (UnsupportedError, "unsupported"),
     (BadRequestError, "request"),
     (LengthRequiredError, "request"),
@@ -48,17 +59,23 @@ def refuse(port: StreamPort, error: BaseException, *, responded: bool) -> int:
         port.reset(_RESET.get(type(error), ResetCode.FAILED))
         return 0
     status = _STATUS.get(type(error), 502)
-    limited = isinstance(error, FlowLimitError)
-    port.respond(status, (), ResponseSource.FLOW_LIMITED if limited else ResponseSource.CONNECTOR)
+    source = _SOURCE.get(type(error), ResponseSource.CONNECTOR)
+    port.respond(status, (), source)
     port.write_eof()
     port.stop_reading()
     return status
 
 
+def cause_of(error: BaseException) -> str:
+    """Return the one word that logs and metrics have for an error: of an origin's error its own."""
+    if isinstance(error, OriginError):
+        return error.cause
+    return next((word for kind, word in _KIND if isinstance(error, kind)), "internal")
+
+
 def describe(error: BaseException) -> dict[str, Any]:
     """Return the event fields of an error: `error`, `cause` (one word) and, when known, `advice`."""
-    fields: dict[str, Any] = {"error": str(error) or type(error).__name__}
-    fields["cause"] = next((word for kind, word in _KIND if isinstance(error, kind)), "internal")
+    fields: dict[str, Any] = {"error": str(error) or type(error).__name__, "cause": cause_of(error)}
     advice = getattr(error, "advice", "")
     if advice:
         fields["advice"] = advice

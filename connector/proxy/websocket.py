@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from connector.protocol.ports import Buffer, Headers, Request, ResetCode, StreamPort
-from connector.proxy.http import HttpExchange, Owner, Route
+from connector.proxy.exchange import Owner
+from connector.proxy.http import HttpExchange, Route
 from connector.proxy.splice import DrainQueue
 from connector.proxy.ws_pings import PingClock
 from connector.proxy.ws_splice import KeptAliveSplice, WebSocketSplice
@@ -58,6 +59,7 @@ class WebSocketExchange(HttpExchange):
 
     def on_reset(self, error: BaseException | None) -> None:
         """Drop the origin connection."""
+        self.aborted = True
         if self._splice is not None:
             self._splice.abort()
         self._finish()

@@ -50,7 +50,8 @@ def test_refused(websocket: bool, on_loop: Runner) -> None:
             assert "127.0.0.1:" in fields["error"]
             assert "container" in fields["advice"]
             assert "9001" in fields["advice"]
-            assert fields["cause"] == "dial"
+            assert fields["cause"] == "refused"
+            assert it.dispatcher.failures == {"refused": 1}
 
     on_loop(main())
 
