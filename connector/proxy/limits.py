@@ -38,6 +38,9 @@ WS_CLOSE_WAIT: Final = 0.5
 """Seconds that a WebSocket in the middle of a frame may take to end it when the connector leaves, and that the edge has
 to take the Close frames; then the link closes."""
 
+SOCKS_WAIT: Final = 30.0
+"""Seconds that a SOCKS client may take to say where it wants to go. Dante and 3proxy give 30 s, cloudflared more."""
+
 MATCH_CACHE: Final = 1_024
 """Hosts whose candidate rules are remembered; eyeballs choose hosts under a wildcard, so there must be an end."""
 
