@@ -159,3 +159,16 @@ def test_an_edge_that_says_goodbye_is_left_while_its_streams_go_on(tmp_path: Pat
 def _socket(up: Tunnel) -> websockets.sync.client.ClientConnection:
     context = ssl.create_default_context(cafile=str(up.ca))
     return websockets.sync.client.connect(f"wss://localhost:{up.port}/ws", ssl=context)
+
+
+def test_post_quantum_is_quic_and_says_so(tmp_path: Path) -> None:
+    with tunnel(tmp_path, "http_status:204", run_args=("--post-quantum",)) as up:
+        assert up.registered["protocol"] == "quic"
+        assert "postquantum" in up.registered["features"]
+
+
+def test_post_quantum_over_http2_is_refused(tmp_path: Path) -> None:
+    token = edge_token(tmp_path)
+    with connector("run", "--post-quantum", "--protocol", "http2", env={"TUNNEL_TOKEN": token}) as child:
+        assert child.wait() == 1
+        assert "--protocol quic" in child.text
