@@ -24,6 +24,7 @@ from connector.app.addresses import find_edge
 from connector.app.config import RunConfig
 from connector.app.dialler import Dialler
 from connector.app.logs import Logger, capture_stdlib
+from connector.app.malloc import keep_freed_memory
 from connector.app.orchestrator import Orchestrator
 from connector.app.signals import Signals, Stop, StoppedEarlyError
 from connector.app.state import TunnelState
@@ -77,6 +78,7 @@ async def _main(config: RunConfig, log: Logger) -> int:
     Signals(asyncio.get_running_loop(), log, stop).install()
     capture_stdlib(log)
     _raise_file_limit()
+    keep_freed_memory()
     try:
         await serve(config, log, stop, on_up=lambda _: _announce(config, log))
     except StoppedEarlyError:
