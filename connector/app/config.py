@@ -43,7 +43,8 @@ class RunConfig:
     __slots__ = (
         "address_budget", "bind_address", "cacert", "edges", "features", "grace_period", "ha_connections", "ip_version",
         "metrics", "pidfile", "post_quantum", "protocol", "quic_connection_window", "quic_pmtu", "quic_stream_window",
-        "region", "retries", "rpc_timeout", "settings", "tags", "token", "token_given", "url",
+        "region", "retries", "rpc_timeout", "settings", "stdin_control", "tags",
+        "token", "token_file", "token_given", "url",
     )  # fmt: skip
 
     def __init__(self, token: Token) -> None:
@@ -55,6 +56,9 @@ class RunConfig:
         self.protocol = "auto"
         self.token_given = True
         """The token came by flag or environment, not by a file: `auto` then does not ask for the protocol record."""
+        self.token_file: str | None = None
+        """Where the token came from; when that file changes, the connections register again."""
+        self.stdin_control = False
         self.post_quantum = False
         self.quic_pmtu = True
         self.quic_connection_window: int | None = None
@@ -91,6 +95,8 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
         raise UsageError(str(error), advice=error.advice) from None
     config.protocol = _protocol(flags.text("protocol"))
     config.token_given = flags.is_set("token")
+    config.token_file = flags.text("token-file") if not flags.text("token") else None
+    config.stdin_control = bool(flags.value("stdin-control"))
     config.post_quantum = bool(flags.value("post-quantum"))
     if config.post_quantum:
         if config.protocol in {"http2", "h2mux"}:

@@ -22,7 +22,14 @@ from connector.app.logs import Logger
 from connector.app.orchestrator import local_configuration
 from connector.app.race import run_race
 from connector.app.state import TunnelState
-from connector.errors import ConnectorError, EdgeDialError, EdgeLostError, ProtocolError, RegistrationError
+from connector.errors import (
+    ConnectorError,
+    EdgeDialError,
+    EdgeLostError,
+    ProtocolError,
+    RegistrationError,
+    UnauthorizedError,
+)
 from connector.protocol.edge_addresses import EdgeAddress
 from connector.protocol.protocol_choice import AddressTrials, Transport
 from connector.protocol.protocol_race import DialPlan, Reason
@@ -97,6 +104,7 @@ class EdgeConnection:
         self._drains: list[asyncio.Task[None]] = []
         self._drain_scopes: set[asyncio.Timeout] = set()
         self._port = 0
+        self._pause = 0.0
         self._log = state.log.bind(connIndex=conn_index, event=0)
 
     def stop(self) -> None:
@@ -126,6 +134,11 @@ class EdgeConnection:
         """Leave the link that serves now to drain apart, and dial again. Ignored while none serves."""
         if self._service is not None:
             self._service.reschedule(asyncio.get_running_loop().time())
+
+    def reconnect(self, delay: float) -> None:
+        """Leave the link that serves now to drain apart; dial again after `delay` seconds, without any back-off."""
+        self._pause = delay
+        self.move_on()
 
     async def run(self) -> None:
         """Keep the connection up. Returns after `stop`; raises WaitTogetherError, or what ends the process."""
@@ -157,6 +170,10 @@ class EdgeConnection:
         except (_StoppedError, asyncio.CancelledError):
             raise
         except _MovedOnError:
+            pause, self._pause = self._pause, 0.0
+            if pause:
+                async with self._until_stopped():
+                    await asyncio.sleep(pause)
             return
         except ConnectorError as failed:
             error = failed
@@ -310,7 +327,14 @@ class EdgeConnection:
             num_previous_attempts=self._retry.previous_attempts,
         )
         # Not ended by `stop`: the edge may have registered us already, and would then not be told that we leave.
-        details = await client.register(config.token, self.conn_index, options, config.rpc_timeout)
+        token = state.rotation.token
+        try:
+            details = await client.register(token, self.conn_index, options, config.rpc_timeout)
+        except UnauthorizedError:
+            if state.rotation.refused(token):
+                log.error("The edge refuses the new token; the one before is in use again")
+            raise
+        state.rotation.accepted(token)
         self._retry = self._retry.registered()
         self._trials = self._trials.registered()
         if not self._stopping:
@@ -370,9 +394,8 @@ class EdgeConnection:
             async with scope:
                 self._drain_scopes.add(scope)
                 while not await self._await_close(link, DRAIN_TICK):
-                    # Twice, a tick apart: what the edge had sent when it was told may still arrive. The control
-                    # stream may count as open.
-                    if link.open_streams <= 1:
+                    # Twice, a tick apart: what the edge had sent when it was told may still arrive.
+                    if link.open_streams <= 0:
                         if idle:
                             break
                         idle = True

@@ -48,7 +48,6 @@ LATER_NAMES = frozenset({
     "log-directory",
     "write-stream-timeout",
     "label",
-    "stdin-control",
     "quick-service",
     "management-diagnostics",
     "credentials-file",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import socket
 import sys
 import uuid
 from collections.abc import Awaitable, Callable
@@ -26,9 +25,12 @@ from connector.app.dialler import Dialler
 from connector.app.logs import Logger, capture_stdlib
 from connector.app.malloc import keep_freed_memory
 from connector.app.orchestrator import Orchestrator
+from connector.app.service_notify import ServiceNotify
 from connector.app.signals import Signals, Stop, StoppedEarlyError
 from connector.app.state import TunnelState
+from connector.app.stdin_control import StdinControl
 from connector.app.supervisor import Supervisor
+from connector.app.token_watch import TokenWatch
 from connector.app.transport_choice import TransportChoice
 from connector.errors import ConnectorError, DiscoveryError, UsageError, WireError
 from connector.proxy.dispatch import Dispatcher
@@ -79,12 +81,22 @@ async def _main(config: RunConfig, log: Logger) -> int:
     capture_stdlib(log)
     _raise_file_limit()
     keep_freed_memory()
+    notify = ServiceNotify(log)
+    notify.start()
+    stop.heard.append(notify.stopping)
+
+    def on_up(_: TunnelState) -> None:
+        _write_pidfile(config, log)
+        notify.ready(f"Tunnel {config.token.tunnel_id} is connected")
+
     try:
-        await serve(config, log, stop, on_up=lambda _: _announce(config, log))
+        await serve(config, log, stop, on_up=on_up)
     except StoppedEarlyError:
         return 0
     except RunEndedError:
         return 1
+    finally:
+        notify.close()
     return 0
 
 
@@ -161,6 +173,13 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         wakeups.start()
         stack.callback(wakeups.close)
         state.on_first_registration = lambda: on_up(state)
+        if config.token_file is not None:
+            watch = TokenWatch(config.token_file, config.token, log, supervisor.use_token)
+            watch.start()
+            stack.callback(watch.close)
+        if config.stdin_control:
+            log.info("Enabling control through stdin")
+            StdinControl(log, supervisor.reconnect).start()
         stop.then(supervisor.stop)
         try:
             await supervisor.run()
@@ -252,18 +271,9 @@ def _raise_file_limit() -> None:
             pass  # macOS refuses an unlimited hard limit; the soft one stays
 
 
-def _announce(config: RunConfig, log: Logger) -> None:
-    """After the first registration: write the pidfile, tell systemd. Failures are only logged."""
+def _write_pidfile(config: RunConfig, log: Logger) -> None:
     if config.pidfile is not None:
         try:
             Path(config.pidfile).expanduser().write_text(str(os.getpid()))
         except (OSError, RuntimeError) as error:
             log.error("Unable to write pidfile", error=str(error))
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-                notify.connect("\0" + address[1:] if address.startswith("@") else address)
-                notify.send(b"READY=1")
-        except OSError as error:
-            log.warn("Unable to notify systemd", error=str(error))

@@ -30,6 +30,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self.heard: list[Callable[[], None]] = []
+        """Called when it is asked for, before anything stops."""
         self._stop: Callable[[], None] = lambda: None
         self._scope: asyncio.Timeout | None = None
 
@@ -38,6 +40,8 @@ class Stop:
         if self.asked:
             return
         self.asked = True
+        for hear in self.heard:
+            hear()
         if self._scope is not None:
             self._scope.reschedule(asyncio.get_running_loop().time())
         self._stop()

@@ -14,6 +14,7 @@ from uuid import UUID
 from connector.app.addresses import AddressBook
 from connector.app.config import RunConfig
 from connector.app.logs import Logger
+from connector.app.token_rotation import TokenRotation
 from connector.app.transport_choice import PathFacts, TransportChoice
 from connector.protocol.edge_addresses import EdgeAddress
 from connector.protocol.protocol_choice import Transport
@@ -43,7 +44,8 @@ class TunnelState:
 
     __slots__ = (
         "active_streams", "book", "choice", "config", "connected", "connection_tasks", "connector_id", "dialler", "log",
-        "on_change", "on_first_registration", "orchestrator", "policy", "registrations", "stop_deadline", "transports",
+        "on_change", "on_first_registration", "orchestrator", "policy", "registrations", "rotation",
+        "stop_deadline", "transports",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +68,7 @@ class TunnelState:
         self.book = book
         self.active_streams = active_streams
         self.orchestrator = orchestrator
+        self.rotation = TokenRotation(config.token)
         self.policy = RetryPolicy(config.retries)
         self.connected: dict[int, EdgeAddress] = {}
         self.transports: dict[int, Transport] = {}

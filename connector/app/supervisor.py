@@ -22,6 +22,7 @@ from connector.errors import EdgeDialError
 from connector.protocol.outer_backoff import OuterBackoff
 from connector.protocol.protocol_choice import Transport
 from connector.protocol.wake_budget import WakeBudget
+from connector.wire.token import Token
 
 START_INTERVAL = 1.0
 """Seconds between the starts of further connections, as cloudflared has it."""
@@ -83,6 +84,17 @@ class Supervisor:
             loop.call_later(wait, self._wake)
         self._changed.set()
 
+    def use_token(self, token: Token) -> None:
+        """Register again with `token`, one connection after the other; what is in flight is not cut."""
+        self._state.rotation.begin(token, range(len(self._connections)))
+        self._changed.set()
+
+    def reconnect(self, delay: float) -> None:
+        """Restart one connection, whichever, after `delay` seconds."""
+        connected = list(self._state.connected)
+        if connected and not self._state.stopping:
+            self._connections[random.choice(connected)].reconnect(delay)  # noqa: S311  (no secret)
+
     async def run(self) -> None:
         """Run until every connection has ended; raises the error that ended the process."""
         state, loop = self._state, asyncio.get_running_loop()
@@ -128,6 +140,9 @@ class Supervisor:
         if state.registrations > self._counted and len(state.connected) == len(self._tasks):
             self._counted = state.registrations
             self._outer = self._outer.all_connected(now=now, random=random.random())  # noqa: S311  (jitter)
+        moving = state.rotation.next_move(state.connected, state.registrations)
+        if moving is not None:
+            self._connections[moving].move_on()
         if state.book.refresh_due():
             self._run("look the edge up again", state.book.refresh)
         if self._look_up_records is not None and choice.records_due():

@@ -58,7 +58,7 @@ class Link(Protocol):
 
     @property
     def open_streams(self) -> int:
-        """Return how many streams are open, the control stream included."""
+        """Return how many streams are in flight, the control stream not counted."""
 
     def check(self) -> None:
         """Find out soon whether the edge is still there, after news that the path to it may have changed.

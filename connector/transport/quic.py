@@ -234,8 +234,8 @@ class QuicLink:
 
     @property
     def open_streams(self) -> int:
-        """How many streams are open, the control stream included."""
-        return len(self._streams)
+        """How many streams are in flight, the control stream not counted."""
+        return self._busy()
 
     @property
     def engine_name(self) -> str:

@@ -29,12 +29,18 @@ class Child:
     where the last one stopped. Leaving the context ends the process (SIGTERM, then SIGKILL) by its id.
     """
 
-    def __init__(self, *command: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        *command: str | Path,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
         self.command = [str(part) for part in command]
         base = {k: v for k, v in os.environ.items() if not k.startswith(("TUNNEL_", "NO_"))}
         self.process = subprocess.Popen(
             self.command,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**base, "PYTHONUNBUFFERED": "1", **(env or {})},
