@@ -395,14 +395,14 @@ class EdgeConnection:
                 self._drain_scopes.add(scope)
                 while not await self._await_close(link, DRAIN_TICK):
                     # Twice, a tick apart: what the edge had sent when it was told may still arrive.
-                    if link.open_streams <= 0:
+                    if link.in_flight <= 0:
                         if idle:
                             break
                         idle = True
                     else:
                         idle = False
         except TimeoutError:
-            log.warn("The grace period is over: requests in flight are cut off", requests=link.open_streams)
+            log.warn("The grace period is over: requests in flight are cut off", requests=link.in_flight)
         finally:
             self._drain_scopes.discard(scope)
             link.close()

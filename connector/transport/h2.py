@@ -129,7 +129,12 @@ class H2Link(asyncio.BufferedProtocol):
 
     @property
     def open_streams(self) -> int:
-        """How many streams are in flight, the control stream not counted."""
+        """How many streams are open, the control stream included."""
+        return self._engine.open_streams
+
+    @property
+    def in_flight(self) -> int:
+        """How many streams are open, the control stream not counted."""
         return self._engine.open_streams - (self._bridge is not None and not self._bridge.ended.done())
 
     async def control_stream(self, timeout: float) -> SocketBridge:

@@ -58,7 +58,11 @@ class Link(Protocol):
 
     @property
     def open_streams(self) -> int:
-        """Return how many streams are in flight, the control stream not counted."""
+        """Return how many streams are open, the control stream included while it is."""
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many streams are open, the control stream not counted."""
 
     def check(self) -> None:
         """Find out soon whether the edge is still there, after news that the path to it may have changed.

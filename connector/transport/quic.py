@@ -234,7 +234,12 @@ class QuicLink:
 
     @property
     def open_streams(self) -> int:
-        """How many streams are in flight, the control stream not counted."""
+        """How many streams are open, the control stream included."""
+        return len(self._streams)
+
+    @property
+    def in_flight(self) -> int:
+        """How many streams are open, the control stream not counted."""
         return self._busy()
 
     @property
