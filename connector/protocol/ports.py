@@ -144,3 +144,37 @@ class StreamPort(Protocol):
 Acceptor = Callable[[Request, StreamPort], StreamSink]
 """Called once per stream that the edge opens, before any payload. It may call `port.respond` and friends at once, and
 must return a sink (one that ignores everything if the request was already answered). Must not raise."""
+
+
+class DatagramPort(Protocol):
+    """What a QUIC link offers to whoever serves its datagrams. No call blocks or raises."""
+
+    @property
+    def datagram_limit(self) -> int:
+        """Bytes of the largest datagram that fits now; it grows while the path's MTU is being found."""
+
+    @property
+    def datagram_room(self) -> int:
+        """How many datagrams the link takes now. At 0 stop reading origins: `on_datagram_room` tells when to go on."""
+
+    def send_datagram(self, data: bytes) -> bool:
+        """Queue a datagram; False when it is too large, the queue is full, or the link is over."""
+
+    def open_rpc(self, data: bytes, sink: StreamSink) -> StreamPort | None:
+        """Open an RPC stream whose signature is followed by `data`; None when the link is over."""
+
+
+class DatagramSink(Protocol):
+    """Who serves the datagrams of one link. No call blocks or raises."""
+
+    def attach(self, port: DatagramPort) -> None:
+        """The link is up; called once, before anything else."""
+
+    def on_datagram(self, data: bytes) -> None:
+        """Take a datagram of the edge (untrusted)."""
+
+    def on_datagram_room(self) -> None:
+        """There is room again after `datagram_room` was 0."""
+
+    def on_lost(self) -> None:
+        """The link is over. Last call."""

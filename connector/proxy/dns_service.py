@@ -1,6 +1,6 @@
 """The virtual DNS address: a flow to `[2606:4700:cf1:2000::1]:53` goes to a resolver of this machine instead.
 
-Owns: which resolver that is, and how many flows asked for it.
+Owns: which resolver that is.
 In: `--dns-resolver-addrs`, or the system's configuration. Out: addresses.
 Never: reads what a flow asks, caches an answer.
 
@@ -17,6 +17,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
+
+from connector.protocol.counts import COUNTS
 
 VIRTUAL_DNS: Final = (bytes.fromhex("26064700 0cf12000 00000000 00000001"), 53)
 """Address (packed) and port."""
@@ -46,18 +48,7 @@ Probe = Callable[[Sequence[Address]], Awaitable[Address | None]]
 class VirtualDns:
     """One per process. `fixed` are the resolvers given by flag; one is drawn for every flow."""
 
-    __slots__ = (
-        "_clock",
-        "_draw",
-        "_due",
-        "_fixed",
-        "_found",
-        "_probe",
-        "_read",
-        "_task",
-        "tcp_requests",
-        "udp_requests",
-    )
+    __slots__ = ("_clock", "_draw", "_due", "_fixed", "_found", "_probe", "_read", "_task")
 
     def __init__(
         self,
@@ -68,8 +59,6 @@ class VirtualDns:
         clock: Callable[[], float] | None = None,
         draw: Callable[[Sequence[Address]], Address] = random.choice,
     ) -> None:
-        self.tcp_requests = 0
-        self.udp_requests = 0
         self._fixed = tuple(fixed)
         self._read = read or read_resolv_conf
         self._probe = probe or find_answering
@@ -83,10 +72,7 @@ class VirtualDns:
         """Return the resolver that a flow to `address` (packed) and `port` goes to; None: where it says."""
         if port != VIRTUAL_DNS[1] or address != VIRTUAL_DNS[0]:
             return None
-        if tcp:
-            self.tcp_requests += 1
-        else:
-            self.udp_requests += 1
+        COUNTS.add("cloudflared_virtual_origins_dns_requests_total", "tcp" if tcp else "udp")
         if self._fixed:
             return self._draw(self._fixed)
         loop = asyncio.get_running_loop()

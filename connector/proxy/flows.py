@@ -1,7 +1,7 @@
 """What private-network TCP and UDP share: the flow limit, the settings of `warp-routing`, the virtual DNS address.
 
 Owns: the number of open flows, the settings in force, where a flow's destination really leads.
-In: `warp-routing` of a configuration, flags. Out: slots; destinations; plain counters for metrics.
+In: `warp-routing` of a configuration, flags. Out: slots; destinations.
 Never: opens a socket, ends a flow (a lower limit only keeps new ones out).
 """
 
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from connector.errors import ConnectorError, Scope
+from connector.protocol.counts import COUNTS
 from connector.proxy.dns_service import VirtualDns
+
+_REFUSED: Final = "flow_client_registrations_rate_limited_total"
 
 TOO_MANY_FLOWS: Final = "too many active flows"
 
@@ -29,13 +32,11 @@ class FlowLimiter:
     `fixed` is `--max-active-flows`; where it is given, configurations change nothing.
     """
 
-    __slots__ = ("_fixed", "active", "limit", "refused_tcp", "refused_udp")
+    __slots__ = ("_fixed", "active", "limit")
 
     def __init__(self, fixed: int | None = None) -> None:
         self.limit = fixed or 0
         self.active = 0
-        self.refused_tcp = 0
-        self.refused_udp = 0
         self._fixed = fixed is not None
 
     def configure(self, limit: int) -> None:
@@ -46,7 +47,7 @@ class FlowLimiter:
     def take_tcp(self) -> None:
         """Take a slot for a TCP flow. Errors: FlowLimitError."""
         if self.limit and self.active >= self.limit:
-            self.refused_tcp += 1
+            COUNTS.add(_REFUSED, "tcp")
             raise FlowLimitError(
                 f"failed to start tcp flow due to rate limiting: {TOO_MANY_FLOWS}",
                 advice="The limit is maxActiveFlows of warp-routing, or --max-active-flows.",
@@ -56,7 +57,7 @@ class FlowLimiter:
     def take_udp(self) -> bool:
         """Take a slot for a UDP flow; False when there is none."""
         if self.limit and self.active >= self.limit:
-            self.refused_udp += 1
+            COUNTS.add(_REFUSED, "udp")
             return False
         self.active += 1
         return True

