@@ -14,6 +14,7 @@ from connector.app.durations import format_duration
 from connector.app.flags import Flags, looks_like_token
 from connector.errors import ConfigError, UsageError, WireError
 from connector.protocol.protocol_choice import ADDRESS_BUDGET
+from connector.proxy.dns_service import parse_resolvers
 from connector.wire.token import Token, decode_token
 
 MAX_GRACE = 180.0
@@ -45,6 +46,7 @@ class RunConfig:
         "metrics", "pidfile", "post_quantum", "protocol", "quic_connection_window", "quic_pmtu", "quic_stream_window",
         "region", "retries", "rpc_timeout", "settings", "stdin_control", "tags",
         "token", "token_file", "token_given", "url",
+        "dns_resolvers", "icmp_source4", "icmp_source6", "max_active_flows",
     )  # fmt: skip
 
     def __init__(self, token: Token) -> None:
@@ -76,6 +78,11 @@ class RunConfig:
         self.grace_period = 30.0
         self.retries = 5
         self.rpc_timeout = 5.0
+        self.max_active_flows: int | None = None
+        """None: the configuration says it."""
+        self.dns_resolvers: list[tuple[bytes, int]] = []
+        self.icmp_source4 = ""
+        self.icmp_source6 = ""
         self.settings: dict[str, str] = {}
 
 
@@ -125,6 +132,7 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
     _positive(config.retries, "retries", zero=True)
     config.rpc_timeout = flags.number("rpc-timeout")
     _positive(config.rpc_timeout, "rpc-timeout", zero=False)
+    _private_network(config, flags)
     config.edges = flags.texts("edge") if flags.is_set("edge") else []
     for edge in config.edges:
         split_address(edge, "--edge")
@@ -144,6 +152,17 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
     config.pidfile = flags.text("pidfile") or None
     config.settings = flags.settings()
     return config
+
+
+def _private_network(config: RunConfig, flags: Flags) -> None:
+    if flags.is_set("max-active-flows"):
+        config.max_active_flows = int(flags.number("max-active-flows"))
+    try:
+        config.dns_resolvers = parse_resolvers(flags.texts("dns-resolver-addrs"))
+    except ValueError as error:
+        raise ConfigError(f"--dns-resolver-addrs: {error}") from None
+    config.icmp_source4 = flags.text("icmpv4-src")
+    config.icmp_source6 = flags.text("icmpv6-src")
 
 
 def read_token(flags: Flags) -> str:

@@ -322,7 +322,7 @@ class EdgeConnection:
         log.debug("Registering tunnel connection", protocol=link.protocol)
         options = ConnectionOptions(
             client_id=state.connector_id,
-            features=(*config.features, *state.dialler.features(transport)),
+            features=(*config.features, *state.dialler.features(transport, self.conn_index)),
             origin_local_ip=link.local_address[0],
             num_previous_attempts=self._retry.previous_attempts,
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from connector.app.config import RunConfig
 from connector.app.orchestrator import Orchestrator
+from connector.app.private_network import LinkHandlers, PrivateLinks
 from connector.errors import ConfigError
 from connector.protocol.edge_addresses import EdgeAddress
 from connector.protocol.ports import Acceptor
@@ -43,15 +44,19 @@ class Dialler:
         self._orchestrator = orchestrator
         self._on_malformed = on_malformed
         self._ports: dict[int, int] = {}
+        self.private: PrivateLinks | None = None
+        """Serves the datagrams of QUIC links; without it there are none."""
         self._tls = edge_context(config.cacert) if http2 else None
         self._quic_tls: Any = None
         self._quic_options: dict[str, Any] = {}
         if quic:
             self._prepare_quic()
 
-    def features(self, transport: Transport) -> tuple[str, ...]:
-        """What registration may announce because of the transport."""
-        return ("support_quic_eof",) if transport is Transport.QUIC else ()
+    def features(self, transport: Transport, conn_index: int) -> tuple[str, ...]:
+        """What the registration of `conn_index` may announce because of its transport."""
+        if transport is not Transport.QUIC:
+            return ()
+        return ("support_quic_eof", *(self.private.features(conn_index) if self.private is not None else ()))
 
     async def dial(
         self,
@@ -119,12 +124,15 @@ class Dialler:
         """Dial over UDP, from the port that this conn_index had before: a NAT on the way then knows it still."""
         from connector.transport.quic import dial_quic  # noqa: PLC0415  (loaded by `_prepare_quic`)
 
+        sink = self.private.open(conn_index) if self.private is not None else None
         link = await dial_quic(
             address.host,
             address.port,
             context=self._quic_tls,
             accept=self._accept,
             on_configuration=self._on_configuration,
+            rpc_handlers=LinkHandlers(sink, self._on_configuration) if sink is not None else None,
+            datagrams=sink,
             on_malformed=self._on_malformed,
             on_heard=on_heard,
             local_host=self._config.bind_address,

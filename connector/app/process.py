@@ -25,6 +25,7 @@ from connector.app.dialler import Dialler
 from connector.app.logs import Logger, capture_stdlib
 from connector.app.malloc import keep_freed_memory
 from connector.app.orchestrator import Orchestrator
+from connector.app.private_network import PrivateLinks, make_flows
 from connector.app.service_notify import ServiceNotify
 from connector.app.signals import Signals, Stop, StoppedEarlyError
 from connector.app.state import TunnelState
@@ -119,6 +120,7 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         loop=loop,
         on_event=request_log(log),
         access_events=log.output.enabled("debug"),
+        flows=make_flows(config),
     )
     orchestrator = Orchestrator(dispatcher, log)
     dispatcher.on_configuration = orchestrator.on_configuration
@@ -142,6 +144,11 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
             http2=choice.needs_http2,
             on_malformed=lambda what: log.debug("The edge sent a request that is none", event=EVENT_HTTP, error=what),
         )
+        if choice.needs_quic:
+            dialler.private = PrivateLinks(
+                config, dispatcher.flows, log, loop=loop, version=lambda: choice.datagram_version
+            )
+            stack.push_async_callback(dialler.private.close)
         log.info(f"Initial protocol {choice.initial.value}")
         records = None if config.edges else _records(choice, log)  # an edge that was named by hand has none
         try:
