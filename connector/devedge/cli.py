@@ -12,11 +12,13 @@ import asyncio
 import os
 import signal
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 
 from connector.devedge.authority import Authority, StateDir, default_state_dir
 from connector.devedge.events import EventLog
 from connector.devedge.faults import GRAMMAR, parse_faults
+from connector.devedge.forward import parse_route
 from connector.devedge.server import DevEdge, Settings, tunnel_token
 from connector.devedge.tunnels import Declaration, TunnelStore, check_name, read_config_file
 from connector.errors import ConfigError, ConnectorError, UsageError
@@ -67,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quic-packet-size", type=int, metavar="BYTES", help="largest QUIC packet (loopback 1452, else 1232)"
     )
+    parser.add_argument(
+        "--udp", action="append", default=[], metavar="LISTEN=DEST", help="UDP port into the private network"
+    )
+    parser.add_argument(
+        "--tcp", action="append", default=[], metavar="LISTEN=DEST", help="TCP port into the private network"
+    )
+    parser.add_argument("--ping", action="append", default=[], metavar="IP", help="ping IP through the connector")
     parser.add_argument("--output", choices=("default", "json"), default="default", help="form of the event lines")
     parser.add_argument("--fault", action="append", default=[], metavar="FAULT", help="misbehave, see below")
     return parser
@@ -141,6 +150,9 @@ def _run(argv: list[str]) -> int:
         faults=parse_faults(args.fault),
         quic=not args.no_quic,
         datagram_size=_packet_size(args.quic_packet_size),
+        udp=[parse_route(text, "--udp") for text in args.udp],
+        tcp=[parse_route(text, "--tcp") for text in args.tcp],
+        ping=[_ip(text) for text in args.ping],
     )
     colour = None if args.output == "default" else False
     events = EventLog(sys.stdout, as_json=args.output == "json", colour=colour)
@@ -183,6 +195,13 @@ def _packet_size(value: int | None) -> int | None:
     if value is not None and not 1200 <= value <= 65_000:
         raise UsageError(f"--quic-packet-size {value}: not within 1200 to 65000", advice="For example 1232.")
     return value
+
+
+def _ip(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise UsageError(f"--ping {text}: not an IP address") from None
 
 
 def _address(text: str, flag: str) -> tuple[str, int]:

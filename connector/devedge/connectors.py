@@ -13,7 +13,7 @@ import hmac
 import json
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connector.devedge.events import EventLog
 from connector.devedge.faults import Faults
@@ -21,6 +21,9 @@ from connector.devedge.headers import Head
 from connector.devedge.registrar import ControlStream, Grant, Refusal, Registration
 from connector.devedge.streams import RawHeaders, Stream, StreamHandler
 from connector.devedge.tunnels import Directory, Tunnel
+
+if TYPE_CHECKING:
+    from connector.devedge.datagrams import DatagramDesk
 
 LOCATION = "dev01"
 """Colo name of the dev edge."""
@@ -113,6 +116,8 @@ class Link(abc.ABC):
 
     protocol = ""
     loop: asyncio.AbstractEventLoop
+    desk: DatagramDesk | None = None
+    """UDP flows and pings, where the protocol has datagrams."""
 
     def __init__(self, roster: Roster) -> None:
         self.roster = roster
@@ -138,6 +143,10 @@ class Link(abc.ABC):
     @abc.abstractmethod
     def new_stream(self, headers: RawHeaders, handler: StreamHandler, *, end_stream: bool) -> Stream:
         """Open the stream of a request; raises StreamLostError."""
+
+    @abc.abstractmethod
+    def open_tcp(self, dest: str, handler: StreamHandler) -> Stream:
+        """Open a stream to `ip:port` in the connector's network; raises StreamLostError. See forward.tcp_trouble."""
 
     @abc.abstractmethod
     def read_head(self, headers: RawHeaders) -> Head:

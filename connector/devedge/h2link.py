@@ -15,6 +15,8 @@ from connector.devedge.h2session import H2Session, H2Stream
 from connector.devedge.headers import UPGRADE, Head
 from connector.devedge.streams import RawHeaders, StreamHandler, StreamLostError
 
+TCP_SOURCE = b"cf-cloudflared-proxy-src"
+
 REPLY_LIMIT = 64 * 1024
 """Bytes of a configuration reply that are read."""
 
@@ -63,6 +65,17 @@ class H2Link(H2Session, Link):
     def new_stream(self, headers: RawHeaders, handler: StreamHandler, *, end_stream: bool) -> H2Stream:
         """Open the stream of a request."""
         return self.open_stream(headers, handler, end_stream=end_stream)
+
+    def open_tcp(self, dest: str, handler: StreamHandler) -> H2Stream:
+        """Open a stream to `ip:port` in the connector's network."""
+        headers = [
+            (b":method", b"GET"),
+            (b":scheme", b"https"),
+            (b":authority", dest.encode()),
+            (b":path", b"/"),
+            (TCP_SOURCE, b"dev-edge"),
+        ]
+        return self.open_stream(headers, handler)
 
     def read_head(self, headers: RawHeaders) -> Head:
         """Read a response with serialised headers."""

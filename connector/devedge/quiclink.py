@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from connector.devedge.connectors import Link, Roster
+from connector.devedge.datagrams import DatagramDesk
 from connector.devedge.headers import Head
 from connector.devedge.quicmessages import (
     DATA_SIGNATURE,
@@ -45,6 +46,7 @@ class QuicLink(QuicSession, Link):
     def __init__(self, roster: Roster, owner: Owner, configuration: QuicConfiguration, first_id: bytes) -> None:
         QuicSession.__init__(self, owner, configuration, first_id)
         Link.__init__(self, roster)
+        self.desk: DatagramDesk = DatagramDesk(self)
         self.datagrams = 0
         self.datagram_bytes = 0
         self.datagram_listeners: list[Callable[[bytes], None]] = []
@@ -72,6 +74,7 @@ class QuicLink(QuicSession, Link):
         """Count it; the event comes at most once a second."""
         self.datagrams += 1
         self.datagram_bytes += len(data)
+        self.desk.receive(data)
         for listener in self.datagram_listeners:
             listener(data)
         if not self._report_due:
@@ -79,7 +82,8 @@ class QuicLink(QuicSession, Link):
             self._after(0 if self.datagrams == 1 else DATAGRAM_REPORT, self._report_datagrams)
 
     def on_lost(self, error: BaseException | None) -> None:
-        """Tell the roster."""
+        """Tell the flows and the roster."""
+        self.desk.lost()
         self.finish(error)
 
     def _report_datagrams(self) -> None:
@@ -92,6 +96,7 @@ class QuicLink(QuicSession, Link):
 
     def session_ended(self, session: bytes, message: str) -> None:
         """The connector ended a UDP session."""
+        self.desk.session_ended(session, message)
         self.roster.events.emit("udp_session_ended", **self._identity(), session=session.hex(), message=message)
 
     def open_tcp(self, dest: str, handler: StreamHandler) -> QuicStream:

@@ -20,6 +20,7 @@ from connector.devedge.connectors import Roster
 from connector.devedge.events import Event, EventLog
 from connector.devedge.eyeball import ALPN, PublicSide
 from connector.devedge.faults import Faults
+from connector.devedge.forward import Route, TcpForward, UdpForward, ping_forever
 from connector.devedge.h2link import H2Link
 from connector.devedge.quiclisten import QuicListener
 from connector.devedge.tunnels import Declaration, Directory, Tunnel, TunnelStore, parse_ingress_flags, read_config_file
@@ -54,10 +55,13 @@ class Settings:
         "faults",
         "ingress",
         "listen",
+        "ping",
         "public",
         "quic",
         "state_dir",
+        "tcp",
         "tunnel_names",
+        "udp",
     )
 
     def __init__(
@@ -72,7 +76,13 @@ class Settings:
         faults: Faults | None = None,
         quic: bool = True,
         datagram_size: int | None = None,
+        udp: list[Route] | None = None,
+        tcp: list[Route] | None = None,
+        ping: list[str] | None = None,
     ) -> None:
+        self.udp = udp or []
+        self.tcp = tcp or []
+        self.ping = ping or []
         self.quic = quic
         self.datagram_size = datagram_size
         self.state_dir = state_dir
@@ -116,6 +126,8 @@ class DevEdge:
         self._servers: list[asyncio.Server] = []
         self._quic: QuicListener | None = None
         self._watcher: asyncio.TimerHandle | None = None
+        self.forwards: list[UdpForward | TcpForward] = []
+        self._pings: list[asyncio.Task[None]] = []
         self._stamp = self._config_stamp()
         self.edge_address = ("", 0)
         self.public_address = ("", 0)
@@ -182,6 +194,7 @@ class DevEdge:
             self.public_address = await self._listen(
                 "--public", self.settings.public, self._public_side.new_connection, self._public_tls
             )
+            await self._start_forwards()
         except BaseException:
             await self.stop(limit=0)
             raise
@@ -203,6 +216,11 @@ class DevEdge:
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None
+        for task in self._pings:
+            task.cancel()
+        await asyncio.gather(*self._pings, return_exceptions=True)
+        for forward in self.forwards:
+            forward.close()
         for server in self._servers:
             server.close()
         self._public_side.finish()
@@ -223,6 +241,22 @@ class DevEdge:
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
+
+    async def _start_forwards(self) -> None:
+        """Open the ports into the private network."""
+        wanted = [("udp", route) for route in self.settings.udp] + [("tcp", route) for route in self.settings.tcp]
+        for kind, route in wanted:
+            forward: UdpForward | TcpForward
+            try:
+                forward = await (UdpForward if kind == "udp" else TcpForward).listen(self, route)
+            except OSError as error:
+                raise ConfigError(
+                    f"--{kind} {_join(route.listen)}: {error.strerror or error}", advice="Name another address."
+                ) from error
+            self.forwards.append(forward)
+            self.events.emit("forward", kind=kind, listen=_join(forward.address), dest=_join(route.dest))
+        loop = asyncio.get_running_loop()
+        self._pings = [loop.create_task(ping_forever(self, dest), name="devedge ping") for dest in self.settings.ping]
 
     def reload(self) -> None:
         """Read the configuration again and push it; a bad one is told and changes nothing."""
