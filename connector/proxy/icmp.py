@@ -282,7 +282,9 @@ def local_ipv6(beside: IPv4Address, path: Path = IF_INET6) -> tuple[IPv6Address,
     found = [(IPv6Address(bytes.fromhex(row[0])), row[5]) for row in rows if len(row) >= 6]
     usable = [(address, name) for address, name in found if not address.is_loopback]
     name = _interface_of(beside)
-    best = next((each for each in usable if each[1] == name), None) or next(iter(usable), None)
+    # A link-local address reaches nothing behind a router, so that any other is better, even of another interface.
+    usable.sort(key=lambda each: (each[0].is_link_local, each[1] != name))
+    best = next(iter(usable), None)
     if best is None:
         return IPv6Address(0), ""
     return best[0], best[1] if best[0].is_link_local else ""
