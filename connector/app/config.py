@@ -6,6 +6,7 @@ Never: prints the token or the secret; opens a socket.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,14 @@ MAX_WINDOW = 1 << 30
 _REMOVED_FEATURES = frozenset({"support_datagram_v3", "support_datagram_v3_1"})
 _TAG_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
 
+RUNTIME_VARIABLE = "CONNECTOR_RUNTIME"
+"""`container` (the image sets it) makes the default metrics address reachable from outside, as cloudflared's image has
+it by a build flag."""
+
+MANAGEMENT_HOST = "management.argotunnel.com"
+MANAGEMENT_HOST_FED = "management.fed.argotunnel.com"
+"""Where requests of a tunnel whose token names the endpoint `fed` come from."""
+
 TOKEN_LIMIT = 64 * 1024
 """Bytes read of a token file; real tokens have some 200."""
 
@@ -42,6 +51,7 @@ class RunConfig:
     """One run, checked. Plain data; built by `run_config`."""
 
     __slots__ = (
+        "access_log",
         "address_budget",
         "bind_address",
         "cacert",
@@ -53,6 +63,9 @@ class RunConfig:
         "icmp_source4",
         "icmp_source6",
         "ip_version",
+        "label",
+        "management_diagnostics",
+        "management_host",
         "max_active_flows",
         "metrics",
         "pidfile",
@@ -64,6 +77,7 @@ class RunConfig:
         "region",
         "retries",
         "rpc_timeout",
+        "service_op",
         "settings",
         "stdin_control",
         "tags",
@@ -98,6 +112,12 @@ class RunConfig:
         self.tags: list[tuple[str, str]] = []
         self.url: str | None = None
         self.metrics: str | None = None
+        """Where the metrics server listens; None: nowhere."""
+        self.access_log = False
+        self.label = ""
+        self.management_host = MANAGEMENT_HOST
+        self.management_diagnostics = True
+        self.service_op = "198.41.200.113:80"
         self.pidfile: str | None = None
         self.grace_period = 30.0
         self.retries = 5
@@ -170,12 +190,22 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
     config.features = list(dict.fromkeys([*config.features, *wanted]))
     config.tags = [_tag(text) for text in flags.texts("tag")]
     config.url = (flags.text("url") or None) if flags.is_set("url") else None
-    if flags.is_set("metrics") and flags.text("metrics"):
-        config.metrics = flags.text("metrics")
-        split_address(config.metrics, "--metrics", any_host=True)
+    config.metrics = flags.text("metrics") if flags.is_set("metrics") else default_metrics_address()
+    split_address(config.metrics, "--metrics", any_host=True)
+    config.access_log = bool(flags.value("access-log"))
+    config.label = flags.text("label")
+    fed = config.token.endpoint == "fed"
+    config.management_host = MANAGEMENT_HOST_FED if fed else flags.text("management-hostname")
+    config.management_diagnostics = bool(flags.value("management-diagnostics"))
+    config.service_op = flags.text("service-op-ip")
     config.pidfile = flags.text("pidfile") or None
     config.settings = flags.settings()
     return config
+
+
+def default_metrics_address() -> str:
+    """Give the metrics address that is in force when nobody names one: the first free port of a known few."""
+    return "0.0.0.0:0" if os.environ.get(RUNTIME_VARIABLE) == "container" else "localhost:0"
 
 
 def _private_network(config: RunConfig, flags: Flags) -> None:

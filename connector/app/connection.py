@@ -24,12 +24,14 @@ from connector.app.race import run_race
 from connector.app.state import TunnelState
 from connector.errors import (
     ConnectorError,
+    DuplicateConnectionError,
     EdgeDialError,
     EdgeLostError,
     ProtocolError,
     RegistrationError,
     UnauthorizedError,
 )
+from connector.protocol.counts import COUNTS
 from connector.protocol.edge_addresses import EdgeAddress
 from connector.protocol.protocol_choice import AddressTrials, Transport
 from connector.protocol.protocol_race import DialPlan, Reason
@@ -239,6 +241,7 @@ class EdgeConnection:
         self._port = address.port
         link, transport = await self._dial(address, log)
         self._link = link
+        self._state.links.opened(self.conn_index, link)
         moved = False
         try:
             await self._live(link, transport, address, log)
@@ -257,6 +260,7 @@ class EdgeConnection:
                 link.close()
                 await self._await_close(link, CLOSE_SECONDS)
                 link.abort()
+                self._state.links.closed(link)
 
     async def _dial(self, address: EdgeAddress, log: Logger) -> tuple[Link, Transport]:
         """Dial as `TransportChoice` plans it, and tell it the outcome."""
@@ -307,6 +311,8 @@ class EdgeConnection:
                 finally:
                     link.on_goaway = None
         except RegistrationError as error:
+            label = "dup_edge_conn" if isinstance(error, DuplicateConnectionError) else "server_error"
+            COUNTS.add("cloudflared_tunnel_tunnel_register_fail", label, "registerConnection")
             self._report(error, log)
             await self._await_close(link, REFUSED_SECONDS)
             raise
@@ -338,7 +344,7 @@ class EdgeConnection:
         self._retry = self._retry.registered()
         self._trials = self._trials.registered()
         if not self._stopping:
-            state.registered(self.conn_index, address, transport)
+            state.registered(self.conn_index, address, transport, details.location)
         log.info(
             "Registered tunnel connection",
             connection=str(details.uuid),
@@ -350,10 +356,12 @@ class EdgeConnection:
     async def _report_configuration(self, client: RegistrationClient, log: Logger) -> None:
         """Tell the edge the rules of a locally managed tunnel. A failure is only logged."""
         config = self._state.config
+        COUNTS.add("cloudflared_config_local_config_pushes")
         try:
             async with self._until_stopped():
                 await client.update_local_configuration(local_configuration(config), config.rpc_timeout)
         except ConnectorError as error:
+            COUNTS.add("cloudflared_config_local_config_pushes_errors")
             log.error("unable to send local configuration", error=str(error))
 
     async def _unregister(self, client: RegistrationClient, limit: float, log: Logger) -> None:
@@ -410,6 +418,7 @@ class EdgeConnection:
                 await self._await_close(link, CLOSE_SECONDS)
             finally:
                 link.abort()
+                self._state.links.closed(link)
 
     def _grace_left(self) -> float:
         deadline = self._state.stop_deadline

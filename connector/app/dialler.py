@@ -16,7 +16,7 @@ from connector.app.orchestrator import Orchestrator
 from connector.app.private_network import LinkHandlers, PrivateLinks
 from connector.errors import ConfigError
 from connector.protocol.edge_addresses import EdgeAddress
-from connector.protocol.ports import Acceptor
+from connector.protocol.ports import Acceptor, Request, StreamPort, StreamSink
 from connector.protocol.protocol_choice import Transport
 from connector.transport.h2 import dial_h2
 from connector.transport.link import Link
@@ -77,7 +77,7 @@ class Dialler:
             address.host,
             address.port,
             context=self._tls,
-            accept=self._accept,
+            accept=self._accept_for(conn_index),
             local_address=(bind, 0) if bind else None,
             connect_timeout=DIAL_SECONDS,
             handshake_timeout=DIAL_SECONDS,
@@ -129,7 +129,7 @@ class Dialler:
             address.host,
             address.port,
             context=self._quic_tls,
-            accept=self._accept,
+            accept=self._accept_for(conn_index),
             on_configuration=self._on_configuration,
             rpc_handlers=LinkHandlers(sink, self._on_configuration) if sink is not None else None,
             datagrams=sink,
@@ -142,6 +142,16 @@ class Dialler:
         )
         self._ports[conn_index] = link.local_address[1]
         return link
+
+    def _accept_for(self, conn_index: int) -> Acceptor:
+        """Let requests know which connection they came over."""
+        accept = self._accept
+
+        def accept_from(request: Request, port: StreamPort) -> StreamSink:
+            request.conn_index = conn_index
+            return accept(request, port)
+
+        return accept_from
 
     def _on_configuration(self, version: int, config: bytes) -> tuple[int, str]:
         """Answer a push over an RPC stream: the version in force, and an error's text."""

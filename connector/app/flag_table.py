@@ -44,12 +44,8 @@ LATER_NAMES = frozenset({
     "config",
     "origincert",
     "transport-loglevel",
-    "logfile",
-    "log-directory",
     "write-stream-timeout",
-    "label",
     "quick-service",
-    "management-diagnostics",
     "credentials-file",
     "credentials-contents",
     "hello-world",
@@ -67,8 +63,6 @@ LATER_NAMES = frozenset({
     "no-tls-verify",
     "no-chunked-encoding",
     "http2-origin",
-    "management-hostname",
-    "service-op-ip",
     "bastion",
 })  # fmt: skip
 """Flags that do nothing yet: whoever makes one work deletes its line here, and nothing else in this file."""
@@ -309,6 +303,12 @@ _LOGS = [
         metavar="DIR",
         help="The same, in files that are rotated at 1 MB.",
     ),
+    Flag(
+        "access-log",
+        "bool",
+        env=("TUNNEL_ACCESS_LOG",),
+        help="One line a request: ray, client, rule, status, bytes, milliseconds.",
+    ),
 ]
 
 _DIAGNOSIS = [
@@ -317,7 +317,7 @@ _DIAGNOSIS = [
         default="localhost:0",
         env=("TUNNEL_METRICS",),
         metavar="HOST:PORT",
-        help="Serve /ready, /healthcheck and /metrics here. Without it there is no such server in this version.",
+        help="Serve /ready, /metrics and more here. By default the first free port of 20241 to 20245.",
     ),
     Flag("label", metavar="TEXT", help="A name for this connector, shown in the dashboard."),
     Flag(

@@ -1,7 +1,8 @@
-"""Structured log lines in cloudflared's two console formats, with secrets redacted by construction.
+"""Structured log lines: where they go, which pass, and that none shows a secret.
 
-Owns: the line formats, level filtering, folding of repeats, redaction. In: message plus fields. Out: lines on stderr.
-Never: sees a line that the redactor has not seen; blocks for anything but the write; raises into the caller.
+Owns: level filtering, folding of repeats, redaction. In: message plus fields. Out: lines on stderr and in a file, and
+events for the management stream.
+Never: lets a line out that the redactor has not seen; blocks for anything but the write; raises into the caller.
 
 Strategy: `Logger` is a thin view (bound fields) over one `LogOutput`; the output renders a line, redacts the rendered
 text and writes it. Nothing else in the package writes to stderr once the process runs. The standard `logging` module
@@ -11,20 +12,24 @@ text and writes it. Nothing else in the package writes to stderr once the proces
 from __future__ import annotations
 
 import base64
-import json
+import re
 import sys
 import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
+
+from connector.app.log_files import LOG_NAME, LogFile
+from connector.app.log_formats import console_line, file_line, json_line, stream_event, stream_level, stream_type
 
 LEVELS = {"trace": 0, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50}
 """Names as cloudflared spells them in JSON; order of severity."""
 
-_CODES = {"trace": "TRC", "debug": "DBG", "info": "INF", "warn": "WRN", "error": "ERR", "fatal": "FTL"}
-_COLOURS = {"debug": "33", "info": "32", "warn": "31", "error": "1;31", "fatal": "1;31"}
+Listener = Callable[[str, str, str], None]
+"""Takes an event of the management stream: its level and type there, and its JSON."""
 
 FOLD_SECONDS = 10.0
 """A line with the same message and error within this time is counted, not printed. Long enough for a burst of failing
@@ -35,9 +40,12 @@ FOLD_ENTRIES = 256
 
 MASK = "*****"
 
+_TOKEN_SHAPE = re.compile(r"eyJ[A-Za-z0-9+/_-]{12,}={0,2}(?:\.[A-Za-z0-9_-]+){0,2}")
+"""Base64 of a JSON object: a tunnel token, or a JWT. Masked also where nobody registered it."""
+
 
 class Redactor:
-    """Replaces registered secrets in text. One per process; every log line passes through `redact`."""
+    """Masks registered secrets, and whatever has a token's shape. One per process; every line passes through."""
 
     __slots__ = ("_secrets",)
 
@@ -62,16 +70,20 @@ class Redactor:
         for secret in self._secrets:
             if secret in text:
                 text = text.replace(secret, MASK)
-        return text
+        return _TOKEN_SHAPE.sub(MASK, text) if "eyJ" in text else text
 
     def __repr__(self) -> str:
         return f"<Redactor of {len(self._secrets)} texts>"
 
 
 class LogOutput:
-    """Where lines go, how they look and which pass. `close` prints the counts of what is still folded."""
+    """Where lines go, how they look and which pass. `close` prints the counts of what is still folded.
 
-    __slots__ = ("_colour", "_folded", "_json", "_stream", "_threshold", "clock", "redactor", "wall_clock")
+    `file` takes the same lines as JSON. `listen` lets the management stream have every event, whatever its level.
+    """
+
+    __slots__ = ("_colour", "_folded", "_json", "_listener", "_stream", "_threshold", "clock", "file", "on_listen",
+                 "redactor", "wall_clock")  # fmt: skip
 
     def __init__(
         self,
@@ -87,6 +99,10 @@ class LogOutput:
         self._json = json_lines
         self._colour = colour and not json_lines
         self._stream = stream
+        self._listener: Listener | None = None
+        self.file: LogFile | None = None
+        self.on_listen: Callable[[], None] = lambda: None
+        """Called when `enabled("debug")` may have changed."""
         self.clock = clock
         self.wall_clock = wall_clock
         self.redactor = Redactor()
@@ -94,10 +110,19 @@ class LogOutput:
 
     def enabled(self, level: str) -> bool:
         """Tell whether a line of `level` would be printed; lets callers skip expensive fields."""
-        return LEVELS[level] >= self._threshold
+        return LEVELS[level] >= self._threshold or self._listener is not None
+
+    def listen(self, listener: Listener | None) -> None:
+        """Give every event to `listener` from now on, or to nobody."""
+        self._listener = listener
+        self.on_listen()
 
     def emit(self, level: str, message: str, fields: dict[str, Any]) -> None:
         """Print one line, or count it as a repeat when it carries an error that was printed a moment ago."""
+        listener = self._listener
+        if listener is not None:
+            text = self.redactor.redact(stream_event(self._stamp(), level, message, fields))
+            listener(stream_level(level, fields), stream_type(fields), text)
         if LEVELS[level] < self._threshold:
             return
         now = self.clock()
@@ -115,8 +140,10 @@ class LogOutput:
         self._write(level, message, fields)
 
     def close(self) -> None:
-        """Print what is still folded. The output stays usable."""
+        """Print what is still folded, close the file. The output stays usable."""
         self._flush(float("inf"))
+        if self.file is not None:
+            self.file.close()
 
     def _flush(self, before: float) -> None:
         while self._folded:
@@ -132,12 +159,20 @@ class LogOutput:
             self._write(level, message, {"error": error, "repeated": seen[1]})
 
     def _write(self, level: str, message: str, fields: dict[str, Any]) -> None:
-        stamp = datetime.fromtimestamp(self.wall_clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        stamp = self._stamp()
         if self._json:
-            entry = {**fields, "level": level, "message": message, "time": stamp}
-            line = json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+            line = json_line(stamp, level, message, fields)
         else:
-            line = self._console(stamp, level, message, fields)
+            line = console_line(stamp, level, message, fields, colour=self._colour)
+        self._print(line)
+        file = self.file
+        if file is not None:
+            failed = file.failure
+            file.write(self.redactor.redact(file_line(stamp, level, message, fields)))
+            if file.failure and not failed:
+                self._print(console_line(stamp, "error", f"Cannot write to {file.path}", {"error": file.failure}))
+
+    def _print(self, line: str) -> None:
         stream = self._stream if self._stream is not None else sys.stderr
         try:
             stream.write(self.redactor.redact(line) + "\n")
@@ -145,30 +180,8 @@ class LogOutput:
         except (OSError, ValueError, UnicodeError):
             pass  # A reader that went away must not stop the tunnel; there is nowhere else to say it.
 
-    def _console(self, stamp: str, level: str, message: str, fields: dict[str, Any]) -> str:
-        names = sorted(fields, key=lambda name: (name != "error", name))
-        text = message.replace("\n", "\\n").replace("\r", "\\r")
-        if not self._colour:
-            parts = [stamp, _CODES[level], text, *(f"{name}={_console_value(fields[name])}" for name in names)]
-            return " ".join(parts)
-        parts = [f"\x1b[90m{stamp}\x1b[0m", f"\x1b[{_COLOURS.get(level, '0')}m{_CODES[level]}\x1b[0m", text]
-        for name in names:
-            value = _console_value(fields[name])
-            if name == "error":
-                parts.append(f"\x1b[31merror=\x1b[0m\x1b[31m{value}\x1b[0m")
-            else:
-                parts.append(f"\x1b[36m{name}=\x1b[0m{value}")
-        return " ".join(parts)
-
-
-def _console_value(value: Any) -> str:
-    """Write a field's value: strings bare or quoted as Go does, everything else as JSON."""
-    if isinstance(value, bool) or value is None or isinstance(value, (int, float, dict, list, tuple)):
-        return json.dumps(value, separators=(",", ":"), default=str)
-    text = str(value)
-    if text.isascii() and text.isprintable() and not any(char in text for char in ' "\\'):
-        return text
-    return json.dumps(text, ensure_ascii=False)
+    def _stamp(self) -> str:
+        return datetime.fromtimestamp(self.wall_clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Logger:
@@ -214,10 +227,32 @@ class Logger:
         self.error(message, error=f"{type(error).__name__}: {error}", traceback=trace)
 
 
-def stderr_logger(*, level: str = "info", json_lines: bool = False, no_color: bool = False) -> Logger:
-    """Make the process's logger: stderr, colours on a terminal unless `no_color`."""
+def stderr_logger(
+    *,
+    level: str = "info",
+    json_lines: bool = False,
+    no_color: bool = False,
+    logfile: str = "",
+    log_directory: str = "",
+) -> Logger:
+    """Make the process's logger: stderr, colours on a terminal unless `no_color`; and a file if one is named.
+
+    A file that cannot be opened is an error line, and the console goes on alone, as in cloudflared.
+    """
     colour = not no_color and bool(sys.stderr and sys.stderr.isatty())
-    return Logger(LogOutput(level=level, json_lines=json_lines, colour=colour))
+    log = Logger(LogOutput(level=level, json_lines=json_lines, colour=colour))
+    path = Path(logfile) if logfile else Path(log_directory) / LOG_NAME
+    if logfile or log_directory:
+        try:
+            log.output.file = LogFile(path.expanduser(), rotate=not logfile)
+        except (OSError, RuntimeError) as error:
+            log.error(f"Cannot write a log file to {path}: lines go to stderr only", error=str(error))
+    if logfile and log_directory:
+        log.error(
+            f"Your config includes values for both logfile ({logfile}) and log-directory ({log_directory}), "
+            "but they are incompatible. logfile takes precedence."
+        )
+    return log
 
 
 def capture_stdlib(log: Logger) -> None:

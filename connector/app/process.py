@@ -14,18 +14,20 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import capnp
 
 from connector import __version__
+from connector.app.access_log import EVENT_HTTP
 from connector.app.addresses import find_edge
 from connector.app.config import RunConfig
 from connector.app.dialler import Dialler
 from connector.app.logs import Logger, capture_stdlib
 from connector.app.malloc import keep_freed_memory
+from connector.app.observation import Observation
 from connector.app.orchestrator import Orchestrator
 from connector.app.private_network import PrivateLinks, make_flows
+from connector.app.request_log import request_log
 from connector.app.service_notify import ServiceNotify
 from connector.app.signals import Signals, Stop, StoppedEarlyError
 from connector.app.state import TunnelState
@@ -43,9 +45,6 @@ RECORDS_SECONDS = 2.0
 in the background, and what they say counts for new connections."""
 
 LOOP_VARIABLE = "CONNECTOR_LOOP"
-
-EVENT_HTTP = 1
-"""The field `event` of lines about requests; lines about connections have 0."""
 
 
 def run_tunnel(config: RunConfig, log: Logger) -> int:
@@ -122,6 +121,7 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         access_events=log.output.enabled("debug"),
         flows=make_flows(config),
     )
+    observation = Observation(config, connector_id, dispatcher, log)
     orchestrator = Orchestrator(dispatcher, log)
     dispatcher.on_configuration = orchestrator.on_configuration
     async with AsyncExitStack() as stack:
@@ -170,11 +170,7 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
             active_streams=lambda: dispatcher.active,
             orchestrator=orchestrator,
         )
-        if config.metrics is not None:
-            from connector.app.health import HealthServer  # noqa: PLC0415  (slow to import, rarely needed)
-
-            health = await stack.enter_async_context(HealthServer(config.metrics, connector_id, state.snapshot))
-            log.info(f"Starting metrics server on {health.address}/metrics")
+        await stack.enter_async_context(observation.serve(state))
         supervisor = Supervisor(state, wanted, look_up_records=records)
         wakeups = Wakeups(lambda news: supervisor.woken(",".join(cause.value for cause in news.causes)))
         wakeups.start()
@@ -201,8 +197,6 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         finally:
             orchestrator.shut()
             log.info("Tunnel server stopped")
-    if config.metrics is not None:
-        log.info("Metrics server stopped")
 
 
 async def _limited(look_up: Callable[[], Awaitable[None]] | None) -> None:
@@ -235,21 +229,6 @@ def _records(choice: TransportChoice, log: Logger) -> Callable[[], Awaitable[Non
         choice.learn(shares, features)
 
     return look_up
-
-
-def request_log(log: Logger) -> Callable[[str, dict[str, Any]], None]:
-    """Give the listener that turns the dispatcher's events into lines: failures always, the rest at debug level."""
-    debug = log.output.enabled("debug")
-
-    def on_event(name: str, fields: dict[str, Any]) -> None:
-        if name == "failed":
-            log.error("Request failed", event=EVENT_HTTP, **fields)
-        elif debug:
-            method, host, path = fields.pop("method", ""), fields.get("host", ""), fields.get("path", "")
-            message = f"{method} https://{host}{path} HTTP/1.1" if name == "request" else f"{name} {method} {path}"
-            log.debug(message, event=EVENT_HTTP, **fields)
-
-    return on_event
 
 
 def _log_start(config: RunConfig, log: Logger, connector_id: uuid.UUID) -> None:

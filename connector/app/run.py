@@ -37,6 +37,8 @@ def start_log(call: Call) -> Logger:
         level=flags.text("loglevel"),
         json_lines=flags.text("output") == "json",
         no_color=bool(call.environ.get("NO_COLOR")),
+        logfile=flags.text("logfile"),
+        log_directory=flags.text("log-directory"),
     )
     for name, text, instead in flags.unknown():
         what = "log level" if "level" in name else f"--{name}"

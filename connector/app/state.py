@@ -6,19 +6,19 @@ Never: decides anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from connector.app.addresses import AddressBook
 from connector.app.config import RunConfig
+from connector.app.link_meters import LinkMeters
 from connector.app.logs import Logger
 from connector.app.token_rotation import TokenRotation
-from connector.app.transport_choice import PathFacts, TransportChoice
+from connector.app.transport_choice import TransportChoice
+from connector.protocol.counts import COUNTS
 from connector.protocol.edge_addresses import EdgeAddress
 from connector.protocol.protocol_choice import Transport
-from connector.protocol.protocol_race import PathStatus, Reason
 from connector.protocol.reconnect import RetryPolicy
 
 if TYPE_CHECKING:
@@ -26,25 +26,13 @@ if TYPE_CHECKING:
     from connector.app.orchestrator import Orchestrator
 
 
-class Snapshot(NamedTuple):
-    """The numbers that the metrics address shows."""
-
-    ready_connections: int
-    connection_tasks: int
-    active_streams: int
-    registrations: int
-    config_version: int
-    quic: PathFacts = PathFacts(PathStatus.UNKNOWN, None, "")
-    link_ends: Mapping[tuple[Transport, Reason], int] = MappingProxyType({})
-    """Links and dials that ended, by transport and reason."""
-
-
 class TunnelState:
     """One per run. Connections report to it; health and supervisor read it."""
 
     __slots__ = (
-        "active_streams", "book", "choice", "config", "connected", "connection_tasks", "connector_id", "dialler", "log",
-        "on_change", "on_first_registration", "orchestrator", "policy", "registrations", "rotation",
+        "active_streams", "book", "choice", "config", "connected", "connection_tasks", "connector_id", "dialler",
+        "links", "locations", "log", "on_change", "on_first_registration", "orchestrator", "policy", "registrations",
+        "rotation",
         "stop_deadline", "transports",
     )  # fmt: skip
 
@@ -73,6 +61,9 @@ class TunnelState:
         self.connected: dict[int, EdgeAddress] = {}
         self.transports: dict[int, Transport] = {}
         """What each connected index speaks."""
+        self.links = LinkMeters()
+        self.locations: dict[int, str] = {}
+        """The colo that each connection was last registered at."""
         self.connection_tasks = 0
         self.registrations = 0
         self.stop_deadline: float | None = None
@@ -86,9 +77,15 @@ class TunnelState:
         """True once a shutdown was asked for."""
         return self.stop_deadline is not None
 
-    def registered(self, conn_index: int, address: EdgeAddress, transport: Transport) -> None:
-        """Note that `conn_index` is connected."""
+    def registered(self, conn_index: int, address: EdgeAddress, transport: Transport, location: str) -> None:
+        """Note that `conn_index` is connected, at which colo."""
         self.connected[conn_index] = address
+        COUNTS.add("cloudflared_tunnel_tunnel_register_success", "registerConnection")
+        before = self.locations.get(conn_index)
+        if before is not None:
+            COUNTS.set("cloudflared_tunnel_server_locations", str(conn_index), before, to=0)
+        COUNTS.set("cloudflared_tunnel_server_locations", str(conn_index), location, to=1)
+        self.locations[conn_index] = location
         self.transports[conn_index] = transport
         self.registrations += 1
         self.book.registered()
@@ -105,15 +102,3 @@ class TunnelState:
         """Note that `conn_index` is not connected, or about to leave."""
         self.connected.pop(conn_index, None)
         self.transports.pop(conn_index, None)
-
-    def snapshot(self) -> Snapshot:
-        """Give the numbers for the metrics address."""
-        return Snapshot(
-            ready_connections=len(self.connected),
-            connection_tasks=self.connection_tasks,
-            active_streams=self.active_streams(),
-            registrations=self.registrations,
-            config_version=self.orchestrator.version,
-            quic=self.choice.facts,
-            link_ends=self.choice.link_ends,
-        )

@@ -54,9 +54,10 @@ class Request:
     may hold a port), `scheme`; `headers` without pseudo headers, without `host`, without the `cf-cloudflared-proxy-*`
     control headers, `cookie` fields joined. `content_length` is -1 when unknown (the stream stays open without
     a content-length) and 0 when there is no body. `trace` is the value of `cf-trace-id`, which is never in `headers`.
+    `conn_index` says which edge connection it came over.
     """
 
-    __slots__ = ("content_length", "headers", "host", "kind", "method", "scheme", "target", "trace")
+    __slots__ = ("conn_index", "content_length", "headers", "host", "kind", "method", "scheme", "target", "trace")
 
     def __init__(
         self,
@@ -77,9 +78,11 @@ class Request:
         self.content_length = content_length
         self.scheme = scheme
         self.trace = trace
+        self.conn_index = 0
 
     def __repr__(self) -> str:
-        return f"<Request {self.kind.name} {self.method!r} {self.host!r} {self.target!r}>"
+        path = self.target.partition(b"?")[0]  # a query may hold secrets
+        return f"<Request {self.kind.name} {self.method!r} {self.host!r} {path!r}>"
 
 
 class StreamSink(Protocol):

@@ -7,14 +7,15 @@ Never: parses HTTP or moves payload.
 Events (`on_event(name, fields)`, only when somebody listens;
 with `access_events=False` only `failed`:
 `request` at the start, `response` when a head went out, `finished` at the end, `failed` with error, cause and advice.
-All carry `kind`, `host`, `path` (never the query: it may hold secrets), `rule` and `service`. An eyeball that goes away
-is a `finished` with `whole` false and `aborted`, not an error.
+All carry `request` (the Request itself), `kind`, `host`, `path` (never the query: it may hold secrets), `rule` and
+`service`. An eyeball that goes away is a `finished` with `whole` false and `aborted`, not an error.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -55,7 +56,8 @@ class Dispatcher:
         self.loop = loop
         self.flows = flows or Flows()
         self.on_event = on_event
-        self._on_access = on_event if access_events else None
+        self._on_access: OnEvent | None = None
+        self.set_access_events(access_events)
         self.on_configuration = on_configuration
         self.watch: Watch | None = None
         self.tracing: Tracing | None = None
@@ -82,6 +84,10 @@ class Dispatcher:
         self._ingress = DEFAULT_INGRESS
         self._closed = False
         self.set_ingress(ingress)
+
+    def set_access_events(self, wanted: bool) -> None:
+        """Report every request from now on, or failures only."""
+        self._on_access = self.on_event if wanted else None
 
     @property
     def ingress(self) -> Ingress:
@@ -190,7 +196,7 @@ class Dispatcher:
         self._active.add(exchange)
         exchange.trace = trace
         if self._on_access is not None or self.watch is not None:
-            exchange.started = self.loop.time()
+            exchange.started = monotonic()
         exchange.start()
         return exchange
 
@@ -228,6 +234,8 @@ class Dispatcher:
     def exchange_failed(self, exchange: Exchange, error: BaseException) -> None:
         """Count and report."""
         self._count_failure(error)
+        if self.watch is not None:
+            self.watch.failed()
         if self.on_event is not None:
             self._event("failed", exchange.request, exchange.rule, status=exchange.status, **describe(error))
 
@@ -244,10 +252,10 @@ class Dispatcher:
         if self.watch is not None:
             self.watch.finished(
                 exchange.request, exchange.rule, exchange.status, exchange.whole, exchange.port.traffic(),
-                self.loop.time() - exchange.started,
+                monotonic() - exchange.started,
             )  # fmt: skip
         if self._on_access is not None:
-            milliseconds = round((self.loop.time() - exchange.started) * 1000, 3)
+            milliseconds = round((monotonic() - exchange.started) * 1000, 3)
             fields = {"status": exchange.status or None, "whole": exchange.whole, "ms": milliseconds}
             if exchange.aborted:
                 fields["aborted"] = True
@@ -290,6 +298,7 @@ class Dispatcher:
         if self.watch is not None and request.kind is not RequestKind.CONFIGURATION:
             if rule is None:
                 self.watch.started(request, None)
+            self.watch.failed()
             self.watch.finished(request, rule, status, True, port.traffic(), 0.0)
         return IGNORE
 
@@ -311,6 +320,7 @@ class Dispatcher:
 
     def _event(self, name: str, request: Request, rule: Rule | None, **fields: Any) -> None:
         assert self.on_event is not None
+        fields["request"] = request
         fields["kind"] = request.kind.name.lower()
         fields["method"] = request.method.decode("latin-1")
         fields["host"] = request.host.decode("latin-1")

@@ -21,6 +21,9 @@ class Watch(Protocol):
     def started(self, request: Request, rule: Rule | None) -> None:
         """A request was matched; `rule` is None for streams that no rule serves (private networks)."""
 
+    def failed(self) -> None:
+        """A request failed; `finished` of the same request follows at once."""
+
     def finished(
         self, request: Request, rule: Rule | None, status: int, whole: bool, traffic: tuple[int, int], seconds: float
     ) -> None:

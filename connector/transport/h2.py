@@ -137,6 +137,10 @@ class H2Link(asyncio.BufferedProtocol):
         """How many streams are open, the control stream not counted."""
         return self._engine.open_streams - (self._bridge is not None and not self._bridge.ended.done())
 
+    def figures(self) -> dict[str, float]:
+        """Nothing: the kernel keeps what is known of the way."""
+        return {}
+
     async def control_stream(self, timeout: float) -> SocketBridge:
         """Return the control stream once the edge opened it. Errors: EdgeLostError, ProtocolError."""
         try:

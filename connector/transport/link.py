@@ -47,6 +47,9 @@ class Link(Protocol):
     def remote_address(self) -> tuple[str, int]:
         """Return host and port of the edge."""
 
+    def figures(self) -> dict[str, float]:
+        """What is known of the way to the edge, for metrics: names as of `quic_client_*`; also after the end."""
+
     async def control_stream(self, timeout: float) -> SocketBridge:
         """Return the control stream as soon as it is open. Errors: EdgeLostError."""
 

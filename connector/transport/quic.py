@@ -256,6 +256,12 @@ class QuicLink:
         """Largest UDP payload sent now."""
         return self._engine.mtu
 
+    def figures(self) -> dict[str, float]:
+        """What is known of the way to the edge: the engine's figures, `mtu`, `sent_bytes` and `receive_bytes`."""
+        udp = self._udp
+        found = {"mtu": float(self.mtu), "sent_bytes": udp.bytes_sent, "receive_bytes": udp.bytes_received}
+        return found if self._ended else {**found, **self._engine.figures()}
+
     async def handshake(self, datagrams: DatagramSink | None = None) -> None:
         """Run the handshake; afterwards the control stream is open, and `datagrams` serves DATAGRAM frames.
 

@@ -112,6 +112,9 @@ class QuicEngine(Protocol):
     def mtu(self) -> int:
         """Largest UDP payload sent now."""
 
+    def figures(self) -> dict[str, float]:
+        """What the library knows of the way: `min_rtt`, `latest_rtt`, `smoothed_rtt` (ms), `congestion_window`."""
+
     def connect(self, address: tuple[str, int], now: float) -> None:
         """Start the handshake."""
 

@@ -124,6 +124,16 @@ class AioquicEngine:
         """The library does not probe."""
         return self._size
 
+    def figures(self) -> dict[str, float]:
+        """Return what loss recovery knows."""
+        loss = self._connection._loss
+        found = {"congestion_window": float(loss.congestion_window)}
+        if loss._rtt_initialized:
+            found["min_rtt"] = loss._rtt_min * 1000
+            found["latest_rtt"] = loss._rtt_latest * 1000
+            found["smoothed_rtt"] = loss._rtt_smoothed * 1000
+        return found
+
     def connect(self, address: tuple[str, int], now: float) -> None:
         """Start the handshake."""
         self._address = address

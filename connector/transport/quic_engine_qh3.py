@@ -223,6 +223,17 @@ class Qh3Engine:
         """Largest UDP payload now."""
         return int(self._core.active_path[5]) if self._core is not None else INITIAL_SIZE[self._settings.ip_version]
 
+    def figures(self) -> dict[str, float]:
+        """Return what the core tells; it keeps no minimum of the round trip."""
+        core = self._core
+        if core is None:
+            return {}
+        found = {"congestion_window": float(core.congestion_window)}
+        for name, seconds in (("latest_rtt", core.latest_rtt), ("smoothed_rtt", core.smoothed_rtt)):
+            if seconds:
+                found[name] = seconds * 1000
+        return found
+
     # --- packets ---------------------------------------------------------------------------------------------------
 
     def connect(self, address: tuple[str, int], now: float) -> None:

@@ -123,6 +123,8 @@ class UdpSocket:
         self.error: OSError | None = None
         """The last error that the kernel reported about the way to the peer (ICMP); cleared by whoever looks at it."""
         self.dropped = 0
+        self.bytes_received = 0
+        self.bytes_sent = 0
         loop.add_reader(sock, on_readable)
 
     def __repr__(self) -> str:
@@ -166,6 +168,7 @@ class UdpSocket:
                 continue
             reads += 1
             if data:
+                self.bytes_received += len(data)
                 take(data, segment)
         return reads
 
@@ -204,9 +207,9 @@ class UdpSocket:
         sock = self._sock
         try:
             if len(group) == 1:
-                sock.send(group[0])
+                self.bytes_sent += sock.send(group[0])
             else:
-                sock.sendmsg(group, [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(segment))])
+                self.bytes_sent += sock.sendmsg(group, [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(segment))])
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:

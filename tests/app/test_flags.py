@@ -167,7 +167,7 @@ def test_help_shows_every_flag_somewhere() -> None:
 
 
 def test_flags_are_sorted_by_what_they_do() -> None:
-    given = flags("--label", "y", "--no-autoupdate", "--url", "x")
-    assert given.given(LATER) == ["label"]
+    given = flags("--write-stream-timeout", "1s", "--no-autoupdate", "--url", "x")
+    assert given.given(LATER) == ["write-stream-timeout"]
     assert given.given(NO_EFFECT) == ["no-autoupdate"]
     assert given.given(USED) == ["url"]

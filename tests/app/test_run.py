@@ -165,10 +165,13 @@ def test_waiting_for_an_unreachable_edge_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_flags_without_effect_are_mentioned_once(tmp_path: Path) -> None:
-    with up(tmp_path, "--no-prechecks", "--heartbeat-count=3", "--label", "x", "--loglevel", "debug") as (_, child):
+    with up(tmp_path, "--no-prechecks", "--heartbeat-count=3", "--write-stream-timeout=1s", "--loglevel", "debug") as (
+        _,
+        child,
+    ):
         (line,) = [event for event in child.events if event.get("message") == "Flags without effect"]
         assert (line["level"], line["flags"]) == ("debug", ["heartbeat-count", "no-prechecks"])
-        (line,) = [event for event in child.events if "--label" in str(event.get("message"))]
+        (line,) = [event for event in child.events if "--write-stream-timeout" in str(event.get("message"))]
         assert line["level"] == "warn"
 
 

@@ -196,6 +196,7 @@ def test_events_tell_the_story_of_a_request(on_loop: Runner) -> None:
             assert [name for name, _ in it.events] == ["request", "response", "finished"]
             _, fields = it.events[-1]
             assert fields.pop("ms") >= 0
+            assert fields.pop("request").target == b"/a?secret=1"
             assert fields == {
                 "kind": "http",
                 "method": "GET",

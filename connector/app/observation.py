@@ -1,0 +1,47 @@
+"""Everything by which a run can be watched, put together: meters, access log, metrics address.
+
+Owns: the order in which the parts start. In: RunConfig, Dispatcher, Logger. Out: an Observation.
+Never: decides anything about the tunnel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from connector.app.access_log import access_log
+from connector.app.config import RunConfig
+from connector.app.logs import Logger
+from connector.app.meters import Meters
+from connector.app.metrics import Metrics
+from connector.app.metrics_server import MetricsServer
+from connector.app.pages import Pages
+from connector.app.state import TunnelState
+from connector.proxy.dispatch import Dispatcher
+
+
+class Observation:
+    """One per run: made before the first request can come, served around the supervisor's run."""
+
+    def __init__(self, config: RunConfig, connector_id: UUID, dispatcher: Dispatcher, log: Logger) -> None:
+        self._config = config
+        self._log = log
+        self.meters = Meters(lambda: dispatcher.ingress.rules, access_log(log), every=config.access_log)
+        dispatcher.watch = self.meters
+        log.output.on_listen = lambda: dispatcher.set_access_events(log.output.enabled("debug"))
+        self.metrics = Metrics(dispatcher, self.meters)
+        self.pages = Pages(config, connector_id, dispatcher, self.metrics)
+
+    @asynccontextmanager
+    async def serve(self, state: TunnelState) -> AsyncIterator[None]:
+        """Serve the metrics address while the tunnel runs. Errors: ConfigError."""
+        self.metrics.state = state
+        address = self._config.metrics
+        if address is None:
+            yield
+            return
+        async with MetricsServer(address, self.pages.routes(), self._log) as server:
+            self._log.info(f"Starting metrics server on {server.address}/metrics")
+            yield
+        self._log.info("Metrics server stopped")
