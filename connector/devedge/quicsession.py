@@ -66,6 +66,9 @@ STREAMS_AT_ONCE = 32
 TIMER_MINIMUM = 0.001
 """uvloop's clock has milliseconds: a shorter timer fires early, and again, and again."""
 
+LATE_SECONDS = 1.0
+"""A timer this late found a process that stood still: what came meanwhile is read before anybody is given up."""
+
 CID_LENGTH = 8
 
 
@@ -461,13 +464,18 @@ class QuicSession:
             if self._timer.when() <= deadline:
                 return  # it looks again when it fires
             self._timer.cancel()
-        self._timer = self.loop.call_at(max(deadline, self.loop.time() + TIMER_MINIMUM), self._on_timer)
+        when = max(deadline, self.loop.time() + TIMER_MINIMUM)
+        self._timer = self.loop.call_at(when, self._on_timer, when)
 
-    def _on_timer(self) -> None:
+    def _on_timer(self, due: float, second: bool = False) -> None:
         self._timer = None
         if self._over:
             return
-        self.quic.handle_timer(self.loop.time())
+        now = self.loop.time()
+        if not second and now - due > LATE_SECONDS:
+            self._timer = self.loop.call_at(now + TIMER_MINIMUM, self._on_timer, now, True)
+            return
+        self.quic.handle_timer(now)
         self.settle()
 
     def _end(self, error: BaseException | None) -> None:

@@ -43,6 +43,11 @@ from connector.transport.udp import UDP_ADVICE, UdpSocket, explain_udp_error, op
 
 TIMER_RESOLUTION = 0.001
 
+LATE_SECONDS = 1.0
+"""A timer that fires later than this finds a process that stood still: stopped, starved, its machine paused. What came
+meanwhile is still in the socket, and libuv runs timers before it polls sockets: it is read first, or the idle time-out
+would end a link whose edge never fell silent."""
+
 FLUSH_ROUNDS = 16
 """Batches of TRANSMIT_LIMIT datagrams in one loop tick (1.2 MB), so that sending does not starve the rest."""
 
@@ -526,11 +531,15 @@ class QuicLink:
         self._timer_at = when
         self._timer = self._loop.call_later(when - now, self._on_timer)
 
-    def _on_timer(self) -> None:
+    def _on_timer(self, second: bool = False) -> None:
         self._timer = None
         if self._ended:
             return
         now = monotonic()
+        if not second and now - self._timer_at > LATE_SECONDS:
+            self._timer_at = now + TIMER_RESOLUTION
+            self._timer = self._loop.call_later(TIMER_RESOLUTION, self._on_timer, True)
+            return
         due = self._engine.next_timeout()
         # The loop's clock may be a hair early.
         if due is not None and due <= now + TIMER_RESOLUTION:

@@ -64,7 +64,7 @@ async def connected(connector: str, directory: Path) -> AsyncIterator[MiniEdgeCo
                 process.terminate()
                 await until(lambda: registrar.unregistered, what="unregistration")
                 peer.close()
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(30):
                     assert await process.wait() == 0
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -77,7 +77,7 @@ async def push(peer: MiniEdgeConnection, version: int, service: str) -> dict[str
     config = {"version": version, "config": {"ingress": [{"service": service}]}}
     stream = peer.open([(b"cf-cloudflared-proxy-connection-upgrade", b"update-configuration")])
     stream.send(json.dumps(config).encode(), end=True)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await stream.ended.wait()
     answer: dict[str, Any] = json.loads(bytes(stream.data))
     return answer
@@ -127,7 +127,7 @@ async def exchange(peer: MiniEdgeConnection, row: dict[str, Any], version: int) 
             stream.send(b"ping")
             await stream.read(4)
             stream.send(b"", end=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await stream.ended.wait()
         if "origin_received" in row:
             received = CONNECTOR_ID.sub("\\1(connector id)\r", bytes(origin.connections[0].received).decode())
@@ -178,7 +178,7 @@ def test_configuration_versions(connector: str, tmp_path: Path) -> None:
             assert refused["lastAppliedVersion"] == 3
             assert refused["err"] is not None
             stream = peer.open([], end=True)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await stream.ended.wait()
             assert stream.status == 418
 

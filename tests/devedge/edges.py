@@ -93,7 +93,7 @@ async def visit(edge: DevEdge, *, name: str = "localhost") -> AsyncIterator[tupl
 
 async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     """Read a response head: status and headers, names in lower case."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         block = await reader.readuntil(b"\r\n\r\n")
     lines = block.decode("latin-1").split("\r\n")
     headers = [line.split(":", 1) for line in lines[1:] if line]
@@ -107,5 +107,5 @@ async def get(
     async with visit(edge) as (reader, writer):
         writer.write(f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{head}\r\n".encode())
         status, headers = await read_head(reader)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return status, headers, await reader.read()

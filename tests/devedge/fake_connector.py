@@ -234,12 +234,12 @@ class FakeConnector(abc.ABC):
         request.options.client.version = "fake"
         request.options.client.arch = "test_none"
         request.options.client.features = ["serialized_headers", "allow_remote_config"]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             answer = await request.send()
         return answer.result.result
 
     async def unregister(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self._server.unregisterConnection_request().send()
 
     async def leave(self) -> None:
@@ -250,7 +250,7 @@ class FakeConnector(abc.ABC):
             self._rpc = None
             self.close_rpc()
         self.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.lost.wait()
 
     async def __aenter__(self) -> FakeConnector:
@@ -305,7 +305,7 @@ class FakeH2Connector(H2Session, FakeConnector):
 
     async def open_rpc(self) -> Any:
         if self._server is None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 control = await self.control
             ours, theirs = socket.socketpair()
             ours.setblocking(False)

@@ -154,7 +154,7 @@ class FakeQuicConnector(QuicSession, FakeConnector):
             alpn_protocols=[alpn],
             server_name=name or "quic.cftunnel.com",
             cafile=str(edge.ca_file),
-            idle_timeout=5.0,
+            idle_timeout=12.0,  # a machine that stands still for less ends nothing
             max_data=16 << 20,
             max_stream_data=STREAM_WINDOW,
             max_datagram_size=1452,
@@ -180,7 +180,7 @@ class FakeQuicConnector(QuicSession, FakeConnector):
     @classmethod
     async def dial(cls, edge: DevEdge, handler: Handler | None = None, **options: Any) -> FakeQuicConnector:
         connector = cls(edge, handler, **options)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await connector.ready.wait()
         return connector
 
@@ -248,7 +248,7 @@ class FakeQuicConnector(QuicSession, FakeConnector):
         client = capnp.TwoPartyClient(await bridge.open())
         manager = client.bootstrap().cast_as(load_schema("tunnelrpc").SessionManager)
         await bridge.serve()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await manager.unregisterUdpSession(sessionId=session, message=message)
         del manager
         client.close()

@@ -73,7 +73,7 @@ def test_close(tmp_path: Path) -> None:
         ):
             with pytest.raises(capnp.KjException):
                 await connector.register(edge.tunnel())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await connector.lost.wait()
 
     run_edge(main())
@@ -100,7 +100,7 @@ def test_goaway_lets_open_requests_finish(tmp_path: Path) -> None:
             _,
         ):
             running = asyncio.create_task(get(edge))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await connector.gone_away.wait()
             assert (await get(edge))[0] == 530
             request = connector.requests[0]
@@ -108,7 +108,7 @@ def test_goaway_lets_open_requests_finish(tmp_path: Path) -> None:
             request.stream.write(b"late")
             request.stream.write_eof()
             assert b"late" in (await running)[2]
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await connector.lost.wait()
 
     run_edge(main())
@@ -120,7 +120,7 @@ def test_close_after_requests(tmp_path: Path) -> None:
         async with edge_and_connector(tmp_path, faults=("close-after:2",)) as (edge, connector, _):
             assert (await get(edge))[0] == 204
             await get(edge)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await connector.lost.wait()
 
     run_edge(main())
@@ -138,7 +138,7 @@ def test_idle_websockets_are_cut(tmp_path: Path) -> None:
         ):
             writer.write(websocket_request())
             assert (await read_head(reader))[0] == 101
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 try:
                     assert await reader.read() == b""
                 except ConnectionError:

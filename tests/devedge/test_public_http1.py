@@ -283,7 +283,7 @@ def test_an_early_answer_reaches_a_visitor_that_still_sends(tmp_path: Path) -> N
             writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000\r\n\r\n" + b"x" * 100_000)
             assert (await read_head(reader))[0] == 413
             assert await reader.readexactly(9) == b"too large"
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await connector.requests[0].reset
 
     run_edge(main())

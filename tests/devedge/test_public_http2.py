@@ -90,12 +90,12 @@ class Visitor2(H2Session):
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.lost.wait()
 
 
 async def wait(event: asyncio.Event) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await event.wait()
 
 
@@ -362,7 +362,7 @@ def test_a_visitor_that_does_not_read_stops_the_connector(tmp_path: Path, kind: 
             await asyncio.sleep(0.3)
         assert count() < 16 * 1024 * 1024  # socket buffers included, of both TLS connections
 
-    run_edge(main(), limit=60)
+    run_edge(main(), limit=110)
 
 
 @pytest.mark.parametrize("kind", ["http1", "http2"])
@@ -404,7 +404,7 @@ def test_an_origin_that_does_not_read_stops_the_visitor(tmp_path: Path, kind: st
         assert request.received == total
         request.respond(200, end=True)
 
-    run_edge(main(), limit=60)
+    run_edge(main(), limit=110)
 
 
 @pytest.mark.usefixtures("protocol")
@@ -428,4 +428,4 @@ def test_five_hundred_websockets(tmp_path: Path) -> None:
                 await wait(reply.done)
             await until(lambda: len(recorder.named("stream_closed")) == 500)
 
-    run_edge(main(), limit=60)
+    run_edge(main(), limit=110)

@@ -125,7 +125,7 @@ def test_an_unregistered_connector_gets_no_new_request_and_is_closed_when_idle(t
             request.stream.write(b"ok")
             request.stream.write_eof()
             assert (await running)[2] == b"ok"
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await connector.lost.wait()
             await until(lambda: recorder.named("disconnected"))
             assert recorder.named("disconnected")[0]["error"] is None
@@ -154,7 +154,7 @@ def test_a_local_configuration_is_shown(tmp_path: Path) -> None:
         async with edge_and_connector(tmp_path) as (_, connector, recorder):
             request = (await connector.open_rpc()).updateLocalConfiguration_request()
             request.config = b'{"ingress":[]}'
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await request.send()
             [event] = recorder.named("local_configuration")
             assert event["config"] == {"ingress": []}
@@ -188,7 +188,7 @@ def test_connectors_that_speak_at_once_on_uvloop(tmp_path: Path) -> None:
                 for connector in connectors:
                     assert isinstance(connector, HastyConnector)
                     await until(connector.control.done)
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(30):
                         await connector.answered.wait()
                 await asyncio.gather(*(connector.leave() for connector in connectors))
             await until(lambda: len(recorder.named("disconnected")) == 50)

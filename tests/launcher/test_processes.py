@@ -98,7 +98,7 @@ def test_kill_does_not_wait_for_the_grace_time() -> None:
         await child.exited
         assert child.status == -9
 
-    run(main(), limit=20)
+    run(main(), limit=60)
 
 
 def test_the_connectors_variables_stay_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 def run(
     main: Coroutine[Any, Any, T],
     *,
-    limit: float = 30.0,
+    limit: float = 60.0,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> T:
     """Run `main` on a fresh loop; fail after `limit` seconds, or when it returns and leaves tasks running."""
@@ -29,7 +29,7 @@ def run(
         return runner.run(guarded())
 
 
-async def until(condition: Callable[[], object], *, limit: float = 10.0, what: str = "condition") -> None:
+async def until(condition: Callable[[], object], *, limit: float = 30, what: str = "condition") -> None:
     """Poll `condition` each loop turn until it is true; for observables that offer no event."""
     try:
         async with asyncio.timeout(limit):

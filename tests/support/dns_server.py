@@ -85,7 +85,7 @@ class DnsServer:
         # A handshake that the client broke off ends in a task of asyncio's own, a little later.
         accepting = [task for task in asyncio.all_tasks() if "_accept_connection2" in repr(task)]
         if accepting:
-            await asyncio.wait(accepting, timeout=5)
+            await asyncio.wait(accepting, timeout=30)
 
     def answer(self, transport: str, wire: bytes) -> bytes | None:
         """Give the answer to one question, None for silence."""

@@ -26,7 +26,7 @@ def dns_server(zone: Zone) -> Iterator[DnsServer]:
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     try:
-        assert up.wait(10)
+        assert up.wait(30)
         yield server
     finally:
         loop, end = over[0]

@@ -169,7 +169,7 @@ class MemoryPort:
         if not self.over:
             self.send_eof()
 
-    async def until(self, condition: Callable[[], object], *, limit: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], object], *, limit: float = 30) -> None:
         """Wait until `condition` holds; woken by whatever the proxy does."""
         async with asyncio.timeout(limit):
             while not condition():

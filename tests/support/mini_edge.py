@@ -48,7 +48,7 @@ class EdgeStream:
         self.connection.send(self.stream_id, data, end)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
@@ -194,7 +194,7 @@ class MiniEdgeConnection(asyncio.Protocol):
         self.transport.abort()
 
     async def wait_closed(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.closed.wait()
 
 
@@ -230,7 +230,7 @@ class MiniEdge:
         await until(lambda: not [t for t in asyncio.all_tasks() if "_accept_connection2" in repr(t.get_coro())])
 
     async def accepted(self) -> MiniEdgeConnection:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.queue.get()
 
 

@@ -77,13 +77,13 @@ class QuicEdgeStream:
         stream = self.connection._quic._streams.get(self.stream_id)
         return 0 if stream is None else len(stream.sender._buffer)
 
-    async def until(self, condition: Callable[[], object], limit: float = 10) -> None:
+    async def until(self, condition: Callable[[], object], limit: float = 30) -> None:
         async with asyncio.timeout(limit):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def response(self, limit: float = 10) -> tuple[str, list[tuple[str, str]]]:
+    async def response(self, limit: float = 30) -> tuple[str, list[tuple[str, str]]]:
         """Wait for the ConnectResponse; return error text and metadata. `data` holds what follows."""
         await self.until(lambda: self._whole() or self.ended.is_set(), limit)
         size = self._whole()
@@ -100,13 +100,13 @@ class QuicEdgeStream:
         size = 16 + 8 * int.from_bytes(self.data[12:16], "little")
         return size if len(self.data) >= size else 0
 
-    async def body(self, limit: float = 20) -> bytes:
+    async def body(self, limit: float = 40) -> bytes:
         await self.until(self.ended.is_set, limit)
         assert self.reset is None, "the stream was reset"
         assert self.whole, f"the connection closed: {self.connection.close_code} {self.connection.close_reason}"
         return bytes(self.data)
 
-    async def read(self, size: int, limit: float = 10) -> bytes:
+    async def read(self, size: int, limit: float = 30) -> bytes:
         await self.until(lambda: len(self.data) >= size or self.ended.is_set(), limit)
         taken = bytes(self.data[:size])
         del self.data[:size]
@@ -216,7 +216,7 @@ class MiniQuicConnection(QuicConnectionProtocol):
             stream.changed()
         self.changed.set()
 
-    async def until(self, condition: Callable[[], object], limit: float = 10) -> None:
+    async def until(self, condition: Callable[[], object], limit: float = 30) -> None:
         async with asyncio.timeout(limit):
             while not condition():
                 self.changed.clear()
@@ -243,7 +243,7 @@ class MiniQuicConnection(QuicConnectionProtocol):
         self.transmit()
 
     async def wait_gone(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.closed.wait()
 
 
@@ -258,8 +258,9 @@ class MiniQuicEdge:
         alpn: str = "argotunnel",
         max_data: int = 16 << 20,
         max_stream_data: int = 4 << 20,
-        idle_timeout: float = 5.0,
+        idle_timeout: float = 60.0,
     ) -> None:
+        """`idle_timeout` is long: where silence is not what is tested, a machine that stands still ends nothing."""
         self.authority = Authority()
         self.cacert = str(directory / "quic-ca.pem")
         Path(self.cacert).write_text(self.authority.pem())
@@ -332,7 +333,7 @@ class MiniQuicEdge:
         await asyncio.sleep(0)
 
     async def accepted(self) -> MiniQuicConnection:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.queue.get()
 
 

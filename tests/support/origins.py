@@ -98,7 +98,7 @@ def http_origin(make: Callable[[], web.Application] = application) -> Iterator[i
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
-    assert ready.wait(10), "the origin did not start"
+    assert ready.wait(30), "the origin did not start"
     try:
         yield int(str(state["port"]))
     finally:
@@ -179,4 +179,4 @@ def mosquitto(directory: Path) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(30)

@@ -78,7 +78,7 @@ class Child:
     def text(self) -> str:
         return "\n".join(self.lines)
 
-    def wait_for(self, predicate: Callable[[Event], object], *, what: str, limit: float = 20.0) -> Event:
+    def wait_for(self, predicate: Callable[[Event], object], *, what: str, limit: float = 40) -> Event:
         deadline = time.monotonic() + limit
         ended = 0
         while True:
@@ -93,7 +93,7 @@ class Child:
             elif predicate(event):
                 return event
 
-    def event(self, name: str, *, limit: float = 20.0, **fields: object) -> Event:
+    def event(self, name: str, *, limit: float = 40, **fields: object) -> Event:
         """Wait for a dev-edge event (`event` key) with the given fields."""
         return self.wait_for(
             lambda e: e.get("event") == name and all(e.get(k) == v for k, v in fields.items()),
@@ -101,14 +101,14 @@ class Child:
             limit=limit,
         )
 
-    def message(self, start: str, *, limit: float = 20.0) -> Event:
+    def message(self, start: str, *, limit: float = 40) -> Event:
         """Wait for a log line (`message` key) that starts with `start`."""
         return self.wait_for(lambda e: str(e.get("message", "")).startswith(start), what=f"log {start!r}", limit=limit)
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
-    def wait(self, limit: float = 20.0) -> int:
+    def wait(self, limit: float = 40) -> int:
         """The exit status; both output streams have been read to their ends when this returns."""
         try:
             status = self.process.wait(limit)

@@ -16,7 +16,7 @@ from connector.transport import discovery, resolvers
 
 def _run() -> int:
     nameservers = [("127.0.0.1", int(sys.argv[1]))]
-    resolver = resolvers.SystemResolver(nameservers=nameservers, limit=5)
+    resolver = resolvers.SystemResolver(nameservers=nameservers, limit=10)
     saved = Path(os.environ["SAVED_ADDRESSES"]) if "SAVED_ADDRESSES" in os.environ else None
     discovery.default_discovery = lambda region="": discovery.Discovery(region=region, system=resolver, saved=saved)
     return main(sys.argv[2:])

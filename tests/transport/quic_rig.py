@@ -25,8 +25,8 @@ everywhere = pytest.mark.parametrize(
 )
 
 
-def run_on(loop: str, main: Coroutine[Any, Any, None]) -> None:
-    run(main, loop_factory=LOOPS[loop])
+def run_on(loop: str, main: Coroutine[Any, Any, None], *, limit: float = 60.0) -> None:
+    run(main, limit=limit, loop_factory=LOOPS[loop])
 
 
 class Echo:
@@ -104,12 +104,19 @@ async def linked(
     make: Callable[[Request, StreamPort], Any] = Echo,
     *,
     edge_options: dict[str, Any] | None = None,
+    idle_timeout: float = 60.0,
     **options: Any,
 ) -> AsyncIterator[tuple[QuicLink, MiniQuicConnection, Acceptor]]:
     accept = Acceptor(make)
     async with MiniQuicEdge(directory, **(edge_options or {})) as edge:
         link = await dial_quic(
-            "127.0.0.1", edge.port, context=quic_context(edge.cacert), accept=accept, engine=engine, **options
+            "127.0.0.1",
+            edge.port,
+            context=quic_context(edge.cacert),
+            accept=accept,
+            engine=engine,
+            idle_timeout=idle_timeout,
+            **options,
         )
         try:
             yield link, await edge.accepted(), accept

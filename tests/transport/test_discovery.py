@@ -71,15 +71,15 @@ def trust(authority: Authority) -> ssl.SSLContext:
     return context
 
 
-def plain(server: DnsServer, limit: float = 5.0) -> SystemResolver:
+def plain(server: DnsServer, limit: float = 30.0) -> SystemResolver:
     return SystemResolver(nameservers=[server.nameserver], limit=limit)
 
 
-def over_tls(server: DnsServer, trust: ssl.SSLContext, limit: float = 5.0) -> TlsResolver:
+def over_tls(server: DnsServer, trust: ssl.SSLContext, limit: float = 30.0) -> TlsResolver:
     return TlsResolver([Endpoint("127.0.0.1", server.tls_port, NAME)], context=trust, limit=limit)
 
 
-def over_https(server: DnsServer, trust: ssl.SSLContext, limit: float = 5.0) -> HttpsResolver:
+def over_https(server: DnsServer, trust: ssl.SSLContext, limit: float = 30.0) -> HttpsResolver:
     return HttpsResolver([Endpoint("127.0.0.1", server.https_port, NAME)], context=trust, limit=limit)
 
 

@@ -117,7 +117,7 @@ def test_request_and_response(tmp_path: Path, loop: Loop) -> None:
         sink.port.respond(200, ((b"Content-Type", b"text/plain"),))
         sink.port.write(b"answer")
         sink.port.write_eof()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await stream.ended.wait()
         assert (stream.status, bytes(stream.data)) == (200, b"answer")
         assert s.link.open_streams == 0
@@ -271,7 +271,7 @@ def test_goaway_then_close_is_clean(tmp_path: Path, loop: Loop) -> None:
         await until(lambda: s.link._engine.goaway_received)
         sink.port.respond(200, ())
         sink.port.write_eof()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await stream.ended.wait()
         assert stream.status == 200
         s.peer.close()

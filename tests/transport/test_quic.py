@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from connector.errors import ConfigError, EdgeDialError, EdgeLostError, EdgeTlsError
 from connector.protocol.ports import Buffer, Request, ResetCode, StreamPort
 from connector.protocol.quic_limits import QuicLimits
-from connector.transport import quic_engine
+from connector.transport import quic, quic_engine
 from connector.transport.link import Link
 from connector.transport.quic import dial_quic
 from connector.transport.quic_trust import quic_context
@@ -258,7 +259,7 @@ def test_a_stalled_origin_is_reset_for_the_sake_of_the_others(tmp_path: Path) ->
             sink = accept.sinks[0]
             await until(lambda: link.receive_paused)
             other = edge.request("/other")
-            await asyncio.wait_for(sink.ended.wait(), 10)
+            await asyncio.wait_for(sink.ended.wait(), 30)
             assert sink.calls == ["reset"]
             assert "accepted nothing" in str(sink.error)
             await other.response()
@@ -453,17 +454,50 @@ def test_an_edge_that_is_gone_is_found_out_fast(tmp_path: Path, engine: str) -> 
 
 
 @both
-def test_silence_ends_the_link_and_pings_keep_it(tmp_path: Path, engine: str) -> None:
+def test_silence_ends_the_link_and_pings_keep_it(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle, pause = 3.0, 0.15
+    monkeypatch.setattr(quic, "KEEPALIVE_SECONDS", pause)
+
     async def main() -> None:
-        # Nobody but us sends anything, so only our pings can keep it for twice the idle time.
-        async with linked(tmp_path, engine, idle_timeout=1.5, edge_options={"idle_timeout": 1.5}) as (link, edge, _):
-            with pytest.raises(TimeoutError):  # what must not happen takes its time
-                await asyncio.wait_for(link.wait_closed(), 3.2)
+        async with linked(tmp_path, engine, idle_timeout=idle, edge_options={"idle_timeout": idle}) as (link, edge, _):
+            # Nobody but us sends anything, so only our pings can keep it for twice the idle time.
+            await until(lambda: link._engine._pings >= 2 * idle / pause)  # type: ignore[attr-defined]
+            assert link.open_streams == 1
             edge.edge.freeze()
             with pytest.raises(EdgeLostError, match="no sign of life"):
-                await asyncio.wait_for(link.wait_closed(), 10)
+                await asyncio.wait_for(link.wait_closed(), 30)
 
     run(main())
+
+
+@everywhere
+def test_a_process_that_stood_still_reads_before_it_gives_up(tmp_path: Path, engine: str, loop: str) -> None:
+    """The edge spoke while this process did not run: its packets count before the idle time-out does."""
+    idle = 1.0
+
+    async def main() -> None:
+        async with linked(tmp_path, engine, idle_timeout=idle) as (link, edge, _):
+            edge._quic._idle_timeout = lambda: 60.0
+            stream = edge.request("/ws", kind="websocket")
+            await stream.response()
+            here, there = socket.socketpair()
+            stopped = asyncio.Event()
+
+            def stand_still() -> None:  # after the sockets were polled and before timers run: the worst place
+                asyncio.get_running_loop().remove_reader(here)
+                stream.send(b"still here")
+                edge.transmit()
+                time.sleep(idle + 1.5)
+                stopped.set()
+
+            with here, there:
+                asyncio.get_running_loop().add_reader(here, stand_still)
+                there.send(b"x")
+                await stopped.wait()
+            assert await stream.read(10) == b"still here"
+            assert link.open_streams == 2
+
+    run_on(loop, main())
 
 
 # --- dialling --------------------------------------------------------------------------------------------------------

@@ -20,9 +20,18 @@ from tests.transport.quic_rig import Acceptor, both, everywhere, run_on
 BODY = os.urandom(200_000)
 
 
-async def dialled(edge: MiniQuicEdge, port: int, engine: str, **options: Any) -> tuple[QuicLink, MiniQuicConnection]:
-    context = quic_context(edge.cacert)
-    link = await dial_quic("127.0.0.1", port, context=context, accept=Acceptor(), engine=engine, **options)
+async def dialled(
+    edge: MiniQuicEdge, port: int, engine: str, *, idle_timeout: float = 60.0, **options: Any
+) -> tuple[QuicLink, MiniQuicConnection]:
+    link = await dial_quic(
+        "127.0.0.1",
+        port,
+        context=quic_context(edge.cacert),
+        accept=Acceptor(),
+        engine=engine,
+        idle_timeout=idle_timeout,
+        **options,
+    )
     return link, await edge.accepted()
 
 
@@ -35,12 +44,12 @@ async def exchange(edge: MiniQuicConnection, count: int = 8) -> None:
     chat = edge.request("/ws", kind="websocket")
     for stream in posts:
         stream.send(BODY, end=True)
-    await chat.response(40)
+    await chat.response(60)
     for number in range(20):
         chat.send(b"%08d" % number)
-        assert await chat.read(8, 40) == b"%08d" % number
+        assert await chat.read(8, 60) == b"%08d" % number
     for stream in posts:
-        await stream.response(40)
+        await stream.response(60)
         assert await stream.body(60) == BODY
 
 
@@ -70,7 +79,7 @@ def test_no_request_fails(tmp_path: Path, engine: str, loop: str, weather: dict[
             finally:
                 link.abort()
 
-    run_on(loop, main())
+    run_on(loop, main(), limit=110)
 
 
 @both
@@ -99,14 +108,14 @@ def test_blocked_udp(tmp_path: Path, engine: str) -> None:
         async with MiniQuicEdge(tmp_path) as edge, UdpWeather(edge.port) as between:
             between.blocked = True
             with pytest.raises(EdgeDialError) as caught:
-                await dialled(edge, between.port, engine, handshake_timeout=0.5)
+                await dialled(edge, between.port, engine, handshake_timeout=1.0)
             assert "UDP" in caught.value.advice
             between.blocked = False
-            link, connection = await dialled(edge, between.port, engine, idle_timeout=1.0)
+            link, connection = await dialled(edge, between.port, engine, idle_timeout=3.0)
             await exchange(connection, 1)
             between.blocked = True
             with pytest.raises(EdgeLostError, match="no sign of life"):
-                await asyncio.wait_for(link.wait_closed(), 10)
+                await asyncio.wait_for(link.wait_closed(), 30)
 
     run(main())
 
