@@ -22,6 +22,7 @@ from connector.app.process import serve
 from connector.app.signals import Stop
 from connector.protocol import protocol_race
 from connector.wire.token import decode_token
+from tests.support.aio import run, until
 from tests.support.edge_path import edge_path
 from tests.support.origins import http_origin
 from tests.support.processes import Tunnel, connector, dev_edge, edge_token, tunnel
@@ -44,9 +45,14 @@ def test_udp_blocked_means_http2_at_once_with_the_reason(tmp_path: Path) -> None
                 assert edge.event("registered")["protocol"] == "http2"
             line = child.message("Switching to fallback protocol http2")
             assert line["reason"] == f"UDP {path.port} blocked"
-            ready = json.loads(_get(f"http://{server}/ready"))
-            assert ready["readyConnections"] == 2
-            assert ready["quic"] == {"status": "blocked", "reason": f"UDP {path.port} blocked"}
+
+            def ready() -> dict[str, Any]:
+                answer: dict[str, Any] = json.loads(_get(f"http://{server}/ready"))
+                return answer
+
+            # The edge says that it has registered before the connector has heard of it.
+            run(until(lambda: ready()["readyConnections"] == 2, what="both connections are ready"))
+            assert ready()["quic"] == {"status": "blocked", "reason": f"UDP {path.port} blocked"}
             assert 'reason="udp_blocked"' in _get(f"http://{server}/metrics")
             child.signal()
             assert child.wait() == 0

@@ -33,9 +33,15 @@ def decode(head: bytes) -> tuple[int, str, str, int, int]:
         return 0, "", "", 0, 0
     width = {0x11: 4, 0x21: 16}[family]
     body = head[16:]
-    source, target = (str(ipaddress.ip_address(body[at : at + width])) for at in (0, width))
+    source, target = (_text(body[at : at + width]) for at in (0, width))
     ports = body[2 * width :]
     return 1, source, target, int.from_bytes(ports[:2], "big"), int.from_bytes(ports[2:4], "big")
+
+
+def _text(packed: bytes) -> str:
+    address = ipaddress.ip_address(packed)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return f"::ffff:{mapped}" if mapped else str(address)  # as Python 3.13 writes it, also on older ones
 
 
 def test_the_bytes() -> None:
