@@ -74,6 +74,7 @@ class RunConfig:
         "quic_connection_window",
         "quic_pmtu",
         "quic_stream_window",
+        "quick_hostname",
         "region",
         "retries",
         "rpc_timeout",
@@ -99,6 +100,8 @@ class RunConfig:
         self.token_file: str | None = None
         """Where the token came from; when that file changes, the connections register again."""
         self.stdin_control = False
+        self.quick_hostname = ""
+        """Host name of a quick tunnel."""
         self.post_quantum = False
         self.quic_pmtu = True
         self.quic_connection_window: int | None = None

@@ -45,7 +45,6 @@ LATER_NAMES = frozenset({
     "origincert",
     "transport-loglevel",
     "write-stream-timeout",
-    "quick-service",
     "credentials-file",
     "credentials-contents",
     "hello-world",

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--listen", metavar="ADDR:PORT", default="127.0.0.1:0", help="for connectors (127.0.0.1:0)")
     parser.add_argument("--public", metavar="ADDR:PORT", default="127.0.0.1:0", help="for visitors (127.0.0.1:0)")
+    parser.add_argument("--quick", metavar="ADDR:PORT", help="hand quick tunnels out here, over plain HTTP")
     parser.add_argument("--no-quic", action="store_true", help="serve connectors over TCP (HTTP/2) only")
     parser.add_argument(
         "--quic-packet-size", type=int, metavar="BYTES", help="largest QUIC packet (loopback 1452, else 1232)"
@@ -142,11 +143,12 @@ def _run(argv: list[str]) -> int:
     names = [check_name(name, "--tunnel") for name in args.tunnel]
     settings = Settings(
         (args.state_dir or default_state_dir()).absolute(),
-        tunnel_names=list(dict.fromkeys(names)) or ([] if args.config else ["dev"]),
+        tunnel_names=list(dict.fromkeys(names)) or ([] if args.config or args.quick else ["dev"]),
         config_file=args.config,
         ingress=args.ingress,
         listen=_address(args.listen, "--listen"),
         public=_address(args.public, "--public"),
+        quick=_address(args.quick, "--quick") if args.quick else None,
         faults=parse_faults(args.fault),
         quic=not args.no_quic,
         datagram_size=_packet_size(args.quic_packet_size),

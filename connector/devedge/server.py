@@ -22,6 +22,7 @@ from connector.devedge.eyeball import ALPN, PublicSide
 from connector.devedge.faults import Faults
 from connector.devedge.forward import Route, TcpForward, UdpForward, ping_forever
 from connector.devedge.h2link import H2Link
+from connector.devedge.quickapi import QuickApi
 from connector.devedge.quiclisten import QuicListener
 from connector.devedge.tunnels import Declaration, Directory, Tunnel, TunnelStore, parse_ingress_flags, read_config_file
 from connector.errors import ConfigError
@@ -58,6 +59,7 @@ class Settings:
         "ping",
         "public",
         "quic",
+        "quick",
         "state_dir",
         "tcp",
         "tunnel_names",
@@ -74,6 +76,7 @@ class Settings:
         listen: tuple[str, int] = ("127.0.0.1", 0),
         public: tuple[str, int] = ("127.0.0.1", 0),
         faults: Faults | None = None,
+        quick: tuple[str, int] | None = None,
         quic: bool = True,
         datagram_size: int | None = None,
         udp: list[Route] | None = None,
@@ -84,6 +87,7 @@ class Settings:
         self.tcp = tcp or []
         self.ping = ping or []
         self.quic = quic
+        self.quick = quick
         self.datagram_size = datagram_size
         self.state_dir = state_dir
         self.tunnel_names = tunnel_names or []
@@ -98,7 +102,7 @@ class Settings:
         found = read_config_file(self.config_file) if self.config_file else []
         names = {declaration.name for declaration in found}
         found += [Declaration(name) for name in self.tunnel_names if name not in names]
-        if not found:
+        if not found and self.quick is None:
             raise ConfigError("no tunnel is declared", advice="Name one with --tunnel NAME or --config FILE.")
         if self.ingress:
             if len(found) != 1:
@@ -120,6 +124,7 @@ class DevEdge:
         self.events = events or EventLog()
         self._store = TunnelStore(StateDir(settings.state_dir))
         self._authority = Authority.open(StateDir(settings.state_dir))
+        self._quick_tunnels: list[Tunnel] = []
         self.roster = Roster(self.events, settings.faults, self._read_directory())
         self._public_side = PublicSide(self.roster)
         self._public_tls: ssl.SSLContext | None = None
@@ -195,6 +200,7 @@ class DevEdge:
                 "--public", self.settings.public, self._public_side.new_connection, self._public_tls
             )
             await self._start_forwards()
+            quick = await self._listen_for_quick()
         except BaseException:
             await self.stop(limit=0)
             raise
@@ -204,6 +210,7 @@ class DevEdge:
             "listening",
             edge=_join(self.edge_address),
             public=f"https://{_join(self.public_address)}",
+            **({"quick": f"http://{_join(quick)}"} if quick else {}),
             ca=str(self.ca_file),
             tunnels=[
                 {"name": tunnel.name, "id": str(tunnel.id), "hostnames": tunnel.all_hostnames}
@@ -278,7 +285,23 @@ class DevEdge:
         self.roster.push_all()
 
     def _read_directory(self) -> Directory:
-        return Directory(self._store.resolve(self.settings.declarations()))
+        return Directory([*self._store.resolve(self.settings.declarations()), *self._quick_tunnels])
+
+    async def _listen_for_quick(self) -> tuple[str, int] | None:
+        """Hand out quick tunnels, where --quick says so."""
+        if self.settings.quick is None:
+            return None
+        server = await asyncio.start_server(QuickApi(self._add_quick).accept, *self.settings.quick)
+        self._servers.append(server)
+        host, port = server.sockets[0].getsockname()[:2]
+        return host, port
+
+    def _add_quick(self, tunnel: Tunnel) -> None:
+        self._quick_tunnels.append(tunnel)
+        self.roster.directory = self._read_directory()
+        if self._public_tls is not None:
+            self._authority.load_leaf(self._public_tls, self._public_names())
+        self.events.emit("quick tunnel", name=tunnel.name, id=str(tunnel.id), hostname=tunnel.hostnames[0])
 
     def _public_names(self) -> list[str]:
         return [*PUBLIC_LEAF_NAMES, *self.roster.directory.hostnames]
