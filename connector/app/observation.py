@@ -18,6 +18,7 @@ from connector.app.metrics import Metrics
 from connector.app.metrics_server import MetricsServer
 from connector.app.pages import Pages
 from connector.app.state import TunnelState
+from connector.app.tracing import trace_request
 from connector.proxy.dispatch import Dispatcher
 
 
@@ -29,6 +30,7 @@ class Observation:
         self._log = log
         self.meters = Meters(lambda: dispatcher.ingress.rules, access_log(log), every=config.access_log)
         dispatcher.watch = self.meters
+        dispatcher.tracing = trace_request
         log.output.on_listen = lambda: dispatcher.set_access_events(log.output.enabled("debug"))
         self.metrics = Metrics(dispatcher, self.meters)
         self.pages = Pages(config, connector_id, dispatcher, self.metrics)

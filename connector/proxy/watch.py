@@ -8,7 +8,6 @@ at the end, `Dispatcher.tracing` for requests to which the edge attached a conte
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from connector.protocol.ports import Request
@@ -46,5 +45,11 @@ class RequestTrace(Protocol):
         """A TCP-like service or a private address was reached."""
 
 
-Tracing = Callable[[bytes], RequestTrace | None]
-"""Gives the trace of a request from the edge's context (`Request.trace`, not empty); None when it is not sampled."""
+class Tracing(Protocol):
+    """Gives the trace of a request from the edge's context."""
+
+    def __call__(self, context: bytes, *, text: bool = False) -> RequestTrace | None:
+        """Return None when nothing is to be recorded.
+
+        `context` is `Request.trace`, not empty; `text` for TCP streams, whose contexts are read a little differently.
+        """
