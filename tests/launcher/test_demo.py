@@ -416,7 +416,7 @@ class Sabotaged(demo_module.Demo):
         ({"^edge --listen": "edge --nonsense --listen"}, "dev edge", "ended by itself"),
         ({"^edge token demo": "edge token other"}, "registration", "Tunnel not found"),
         ({"^edge token demo": "edge token --nonsense"}, "dev edge", "no token"),
-        ({"--ingress http://[0-9.:]+": "--ingress nonsense://x"}, "configuration", ""),
+        ({"--ingress http://[0-9.:]+": "--ingress http_status:99999"}, "configuration", ""),
         ({"--ingress http://[0-9.:]+": "--ingress http://127.0.0.1:9"}, "WebSocket", "502"),
         ({"--ingress http://[0-9.:]+": "--ingress http_status:418"}, "WebSocket", "418"),
     ],
