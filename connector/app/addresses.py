@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 from connector.app.config import RunConfig, split_address
 from connector.app.logs import Logger
-from connector.errors import ConfigError
+from connector.errors import ConfigError, DiscoveryError
 from connector.protocol.edge_addresses import (
     EdgeAddress,
     Freshness,
@@ -106,7 +106,7 @@ async def find_edge(config: RunConfig, log: Logger) -> AddressBook:
     if config.bind_address is not None:
         _check_bindable(config.bind_address)
     if config.edges:
-        book = AddressBook(await _static(config.edges, log))
+        book = AddressBook(await _static(config, log))
     else:
         book = await _discover(config, log)
     if book.capacity == 0:
@@ -117,12 +117,14 @@ async def find_edge(config: RunConfig, log: Logger) -> AddressBook:
     return book
 
 
-async def _static(edges: list[str], log: Logger) -> RegionAddresses:
-    named = [split_address(edge, "--edge") for edge in edges]
+async def _static(config: RunConfig, log: Logger) -> RegionAddresses:
+    named = [split_address(edge, "--edge") for edge in config.edges]
     try:
         return split_static([EdgeAddress(str(ip_address(host)), port) for host, port in named])
     except ValueError:
         pass  # a name is among them
+    if config.proxy is not None:
+        return split_static([EdgeAddress(host, port) for host, port in named])  # the proxy resolves it
     from connector.transport.discovery import find_static  # noqa: PLC0415  (loads dnspython)
 
     return await find_static(
@@ -137,7 +139,15 @@ async def _discover(config: RunConfig, log: Logger) -> AddressBook:
     if overridden:
         log.warn(f"--edge-bind-address {config.bind_address} overrides --edge-ip-version: {version.value}")
     search = discovery.default_discovery(config.region)
-    found = await search.find()
+    try:
+        found = await search.find()
+    except DiscoveryError as error:
+        if config.proxy is None:
+            raise
+        log.warn("Cannot find the addresses of the edge: the proxy is given their names", error=str(error))
+        names = discovery.host_names(config.region)
+        first, second = ((EdgeAddress(name, discovery.EDGE_PORT),) for name in names)
+        return AddressBook((first, second))
     addresses = len(found.regions[0]) + len(found.regions[1])
     if found.failures:
         log.warn(f"Edge addresses come from: {found.way}", addresses=addresses, failures=list(found.failures))

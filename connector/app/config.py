@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from connector.app.durations import format_duration
 from connector.app.flags import Flags, looks_like_token
@@ -17,6 +18,9 @@ from connector.errors import ConfigError, UsageError, WireError
 from connector.protocol.protocol_choice import ADDRESS_BUDGET
 from connector.proxy.dns_service import parse_resolvers
 from connector.wire.token import Token, decode_token
+
+if TYPE_CHECKING:
+    from connector.transport.outbound_proxy import OutboundProxy
 
 MAX_GRACE = 180.0
 MAX_HA_CONNECTIONS = 32
@@ -71,6 +75,8 @@ class RunConfig:
         "pidfile",
         "post_quantum",
         "protocol",
+        "proxy",
+        "proxy_exempt",
         "quic_connection_window",
         "quic_pmtu",
         "quic_stream_window",
@@ -95,6 +101,10 @@ class RunConfig:
         self.region = token.endpoint
         self.cacert: str | None = None
         self.protocol = "auto"
+        self.proxy: OutboundProxy | None = None
+        """Connections to the edge over TCP go through it."""
+        self.proxy_exempt: Callable[[str], bool] = lambda _: False
+        """Whether this edge host is reached without it."""
         self.token_given = True
         """The token came by flag or environment, not by a file: `auto` then does not ask for the protocol record."""
         self.token_file: str | None = None
@@ -183,6 +193,7 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
     config.edges = flags.texts("edge") if flags.is_set("edge") else []
     for edge in config.edges:
         split_address(edge, "--edge")
+    _choose_proxy(config, flags)
     config.region = _region(flags.text("region"), config.token)
     config.cacert = flags.text("cacert") or None
     if config.cacert is not None and not Path(config.cacert).is_file():
@@ -281,6 +292,34 @@ def _region(flag: str, token: Token) -> str:
             advice=f"Leave --region {flag} out: the token says {token.endpoint}.",
         )
     return flag or token.endpoint
+
+
+NO_PROXY = "none"
+"""--edge-proxy none: whatever the environment says."""
+
+
+def _choose_proxy(config: RunConfig, flags: Flags) -> None:
+    """Find the way out of an office: --edge-proxy, else what the environment says for the edge."""
+    from connector.transport import outbound_proxy  # noqa: PLC0415  (few need it)
+
+    text = flags.text("edge-proxy")
+    if text:
+        if text != NO_PROXY:
+            config.proxy = outbound_proxy.parse_proxy(text, "--edge-proxy")
+        return
+    environ = flags.environ
+    proxy = outbound_proxy.proxy_from_environment(environ)
+    if proxy is None:
+        return
+    hosts = [split_address(edge, "--edge")[0] for edge in config.edges]
+    names = () if hosts else EDGE_NAMES
+    config.proxy_exempt = lambda host: outbound_proxy.exempt(host, environ, also=names)
+    if not all(config.proxy_exempt(host) for host in hosts or EDGE_NAMES):
+        config.proxy = proxy
+
+
+EDGE_NAMES = ("region1.v2.argotunnel.com", "region2.v2.argotunnel.com")
+"""Names of the edge, for NO_PROXY."""
 
 
 def _positive(value: float, name: str, *, zero: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from connector.app.config import RunConfig
@@ -19,7 +20,7 @@ from connector.protocol.edge_addresses import EdgeAddress
 from connector.protocol.ports import Acceptor, Request, StreamPort, StreamSink
 from connector.protocol.protocol_choice import Transport
 from connector.transport.h2 import dial_h2
-from connector.transport.link import Link
+from connector.transport.link import Link, TcpDial, dial_tcp
 from connector.transport.tls import edge_context
 
 DIAL_SECONDS = 15.0
@@ -72,13 +73,19 @@ class Dialler:
         if transport is Transport.QUIC:
             return await self._dial_quic(address, conn_index, on_heard)
         assert self._tls is not None
-        bind = self._config.bind_address
+        bind, proxy = self._config.bind_address, self._config.proxy
+        dial: TcpDial = dial_tcp
+        if proxy is not None and not self._config.proxy_exempt(address.host):
+            from connector.transport.outbound_proxy import dial_through  # noqa: PLC0415  (few need it)
+
+            dial = partial(dial_through, proxy)
         return await dial_h2(
             address.host,
             address.port,
             context=self._tls,
             accept=self._accept_for(conn_index),
             local_address=(bind, 0) if bind else None,
+            dial=dial,
             connect_timeout=DIAL_SECONDS,
             handshake_timeout=DIAL_SECONDS,
         )

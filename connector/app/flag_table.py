@@ -145,6 +145,13 @@ _EDGE = [
         metavar="IP",
         help="Local address for connections to the edge.",
     ),
+    Flag(
+        "edge-proxy",
+        env=("TUNNEL_EDGE_PROXY",),
+        metavar="URL",
+        help="Reach the edge through this proxy: http://HOST:PORT, https:// or socks5://, over HTTP/2. Without it "
+        "HTTPS_PROXY, ALL_PROXY and NO_PROXY count; none: no proxy at all.",
+    ),
     Flag("features", "list", alias="F", metavar="NAME", help="Announce this feature too; repeatable."),
     Flag(
         "post-quantum",

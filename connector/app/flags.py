@@ -188,6 +188,11 @@ class Flags:
         self._environ = environ
         self._known = {**FLAGS, **{flag.name: flag for flag in own}} if own else FLAGS
 
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """The environment, for what is no flag's."""
+        return self._environ
+
     def source(self, name: str) -> str:
         """Name where the value comes from: `--token`, `TUNNEL_TOKEN`, or nothing when it is the default."""
         if any(name in level.given for level in self._levels):

@@ -33,6 +33,7 @@ class Observation:
         dispatcher.tracing = trace_request
         log.output.on_listen = lambda: dispatcher.set_access_events(log.output.enabled("debug"))
         self.metrics = Metrics(dispatcher, self.meters)
+        self.metrics.hostname = config.quick_hostname
         self.pages = Pages(config, connector_id, dispatcher, self.metrics)
 
     @asynccontextmanager

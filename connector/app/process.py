@@ -127,8 +127,10 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(capnp.kj_loop())
         stack.push_async_callback(dispatcher.close)
+        if config.proxy is not None:
+            log.info(f"The edge is reached through the proxy {config.proxy}, over HTTP/2", protocol=config.protocol)
         choice = TransportChoice(
-            config.protocol,
+            "http2" if config.proxy is not None and config.protocol == "auto" else config.protocol,
             log,
             account_tag=config.token.account_tag,
             token_given=config.token_given,

@@ -23,7 +23,7 @@ from connector.protocol.h2_connection import H2Connection
 from connector.protocol.h2_limits import DEFAULT_LIMITS, H2Limits
 from connector.protocol.ports import Acceptor, Buffer, Request, RequestKind, ResetCode, StreamPort, StreamSink
 from connector.transport.bridge import SocketBridge
-from connector.transport.link import CHECK_SECONDS, Link, dial_tcp, explain_loss, format_address
+from connector.transport.link import CHECK_SECONDS, Link, TcpDial, dial_tcp, explain_loss, format_address
 from connector.transport.tls import EDGE_NAMES, explain_tls_error, maybe_read_peer_certificate
 from connector.wire.h2_frames import encode_ping
 
@@ -51,6 +51,7 @@ async def dial_h2(
     accept: Acceptor,
     server_name: str = EDGE_NAMES["http2"],
     local_address: tuple[str, int] | None = None,
+    dial: TcpDial = dial_tcp,
     connect_timeout: float = 15.0,
     handshake_timeout: float = 15.0,
     limits: H2Limits = DEFAULT_LIMITS,
@@ -58,8 +59,8 @@ async def dial_h2(
     """Return an established link whose first frames are on their way. Errors: EdgeDialError, EdgeTlsError."""
     peer = format_address(host, port)
     loop = asyncio.get_running_loop()
-    sock = await dial_tcp(host, port, local_address=local_address, timeout=connect_timeout)
-    address = sock.getpeername()[:2]
+    sock = await dial(host, port, local_address=local_address, timeout=connect_timeout)
+    address = (host, port)
     link = H2Link(accept, loop=loop, limits=limits, peer=peer)
     try:
         async with asyncio.timeout(handshake_timeout):
@@ -79,7 +80,7 @@ async def dial_h2(
         ) from None
     except ssl.SSLCertVerificationError as error:
         sock.close()
-        certificate = await maybe_read_peer_certificate(address, server_name)
+        certificate = await maybe_read_peer_certificate(address, server_name) if dial is dial_tcp else None
         raise explain_tls_error(error, server_name, peer, certificate) from None
     except OSError as error:  # ssl.SSLError is one
         sock.close()
@@ -192,8 +193,9 @@ class H2Link(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TLS is up: send our SETTINGS."""
         self._transport = cast("asyncio.Transport", transport)
-        self.local_address = transport.get_extra_info("sockname")[:2]
-        self.remote_address = transport.get_extra_info("peername")[:2]
+        # Behind a proxy that speaks TLS this is a socket pair, which has no addresses.
+        self.local_address = transport.get_extra_info("sockname")[:2] or ("", 0)
+        self.remote_address = transport.get_extra_info("peername")[:2] or ("", 0)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER, low=WRITE_LOW_WATER)
         if self._closing:
             self._transport.abort()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from connector.errors import EdgeDialError, EdgeLostError
@@ -78,6 +78,15 @@ class Link(Protocol):
 
     def abort(self) -> None:
         """Close now."""
+
+
+class TcpDial(Protocol):
+    """How a TCP connection to the edge is made: straight (`dial_tcp`), or through somebody."""
+
+    def __call__(
+        self, host: str, port: int, *, local_address: tuple[str, int] | None = None, timeout: float = 15.0
+    ) -> Awaitable[socket.socket]:
+        """Return a connected, non-blocking socket. Errors: EdgeDialError."""
 
 
 def format_address(host: str, port: int) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
+from tests.support.office_proxy import OfficeProxy, office_proxy
 from tests.support.origins import http_origin
 from tests.support.processes import ROOT, Child, Event, connector, dev_edge, edge_token
 
@@ -146,3 +147,49 @@ def test_systemd_is_told(tmp_path: Path) -> None:
                 while heard[-1] != "STOPPING=1":
                     heard.append(systemd.recv(1000).decode())
                 assert run.wait() == 0
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
+def test_an_offices_proxy_carries_the_tunnel(tmp_path: Path, scheme: str) -> None:
+    with (
+        http_origin() as origin,
+        dev_edge(tmp_path, "--ingress", f"http://127.0.0.1:{origin}") as (edge, listening),
+        office_proxy(OfficeProxy(user="me", password="geheim", goes_to="127.0.0.1")) as office,
+    ):
+        port = listening["edge"].rpartition(":")[2]
+        env = {"TUNNEL_TOKEN": edge_token(tmp_path), "HTTPS_PROXY": f"{scheme}://me:geheim@127.0.0.1:{office.port}"}
+        # The name is the proxy's to resolve: nobody here knows it.
+        args = (
+            "--edge",
+            f"edge.invalid:{port}",
+            "--cacert",
+            listening["ca"],
+            "--output",
+            "json",
+            "--loglevel",
+            "debug",
+        )
+        with connector("run", *args, env=env) as run:
+            run.message("The edge is reached through the proxy")
+            line = run.message("Registered tunnel connection")
+            assert line["protocol"] == "http2"
+            edge.event("configuration", applied=True)
+            context = ssl.create_default_context(cafile=listening["ca"])
+            public = int(listening["public"].rpartition(":")[2])
+            eyeball = http.client.HTTPSConnection("localhost", public, context=context, timeout=30)
+            eyeball.request("GET", "/")
+            assert eyeball.getresponse().status == 200
+            eyeball.close()
+            run.signal()
+            assert run.wait() == 0
+            assert "geheim" not in run.text
+        assert office.asked == [(scheme, "edge.invalid", int(port))]
+
+
+def test_a_dev_edge_on_this_machine_needs_no_proxy(tmp_path: Path) -> None:
+    with dev_edge(tmp_path, "--ingress", "http_status:204") as (_, listening):
+        env = {"TUNNEL_TOKEN": edge_token(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9"}
+        args = ("run", "--edge", listening["edge"], "--cacert", listening["ca"], "--output", "json")
+        with connector(*args, env=env) as run:
+            run.message("Registered tunnel connection")
+            assert "through the proxy" not in run.text
