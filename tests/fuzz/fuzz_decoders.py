@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of tokens, Cap'n Proto framing, origins' answers and pushed configurations. Needs `atheris`.
+"""Coverage-guided fuzzing of tokens, datagrams, Cap'n Proto framing, origins' answers, configurations. Needs `atheris`.
 
 `python tests/fuzz/fuzz_decoders.py [corpus]`. The first byte picks the decoder; the checks are those of the
 test_fuzz_*.py files, which run without `atheris`.
@@ -19,7 +19,9 @@ def main() -> None:
     with atheris.instrument_imports(include=["connector"]):
         from connector.errors import ConfigError, WireError
         from connector.proxy.ingress import parse_remote_config
+        from connector.wire import datagram_v2, datagram_v3, icmp
         from connector.wire.capnp import MessageCounter, message_length
+        from tests.fuzz.test_fuzz_datagrams import feed_both_versions
         from tests.fuzz.test_fuzz_http1 import feed
         from tests.fuzz.test_fuzz_token_capnp import decodes_or_wire_error
     import json
@@ -49,7 +51,17 @@ def main() -> None:
         except ConfigError:
             pass
 
-    checks = (token, capnp, origin, configuration)
+    def datagram(data: bytes) -> None:
+        for decode in (
+            datagram_v2.decode, datagram_v3.decode_registration, datagram_v3.decode_response, icmp.decode_echo_request,
+        ):  # fmt: skip
+            try:
+                decode(data)
+            except WireError:
+                pass
+        feed_both_versions([data[:40], data[40:80], data])
+
+    checks = (token, capnp, origin, configuration, datagram)
 
     def one_input(data: bytes) -> None:
         if data:
