@@ -1,0 +1,1 @@
+"""The debugging tool: taps, decoders, captures, and the page that shows them."""
