@@ -392,7 +392,12 @@ def decode_mqtt(packet: bytes, version: int) -> tuple[dict[str, Any], list[Note]
         notes, version = [], mqtt.V5
         found = mqtt.decode_packet(packet, version, notes)
     version = found.fields.get("version", version)
-    secrets = [(start, size) for start, size, name, _ in notes if name in mqtt.SECRET_FIELDS]
+    # A password is behind its two-byte length, a property behind its identifier as well.
+    secrets = [
+        (start + 2, size - 2) if name == "password" else (start + 3, size - 3)
+        for start, size, name, _ in notes
+        if name in mqtt.SECRET_FIELDS
+    ]
     return {"packet": found.name, **found.fields}, notes, secrets, version
 
 

@@ -36,7 +36,10 @@ _IN_BODIES = (
     re.compile(rb"(?i)\b(?:bearer|basic)\s+([A-Za-z0-9+/_.~=-]{6,})"),
     # "password": "...", token=..., also with the quotes escaped by another layer of JSON.
     re.compile(
-        rb"(?i)\\?[\"']" + rb"(?:[a-z0-9_.-]*[_.-])?" + _SECRET_WORD + rb"\\?[\"']\s*:\s*\\?[\"']((?:[^\"'\\]|\\.){1,4096})"
+        rb"(?i)\\?[\"']"
+        + rb"(?:[a-z0-9_.-]*[_.-])?"
+        + _SECRET_WORD
+        + rb"\\?[\"']\s*:\s*\\?[\"']((?:[^\"'\\]|\\.){1,4096})"
     ),
     re.compile(rb"(?i)(?:^|[&?\s;,])(?:[a-z0-9_.-]*[_.-])?" + _SECRET_WORD + rb"=([^&\s;,\"'<>]{1,4096})"),
     re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----([A-Za-z0-9+/=\s]+)"),
@@ -53,13 +56,12 @@ def redact_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, 
     """Return the headers with secret values replaced, and URLs in them cleaned."""
     found = []
     for name, value in headers:
-        if is_secret_header(name):
-            value = MASK
-        elif name.lower() in {b"referer", b"location", b"cf-cloudflared-response-headers"}:
-            value = redact_target(value) if b"-" not in name else MASK
+        if is_secret_header(name) or name.lower() == b"cf-cloudflared-response-headers":
+            found.append((name, MASK))
+        elif name.lower() in {b"referer", b"location", b":path"}:
+            found.append((name, redact_target(value)))
         else:
-            value = redact_bytes(value)
-        found.append((name, value))
+            found.append((name, redact_bytes(value)))
     return found
 
 
@@ -113,7 +115,8 @@ def redact_values(value: object, names: frozenset[str] = frozenset()) -> object:
     hidden = names | _HIDDEN_FIELDS
     if isinstance(value, dict):
         return {
-            key: (MASK.decode() if key in hidden and item else redact_values(item, names)) for key, item in value.items()
+            key: (MASK.decode() if key in hidden and item else redact_values(item, names))
+            for key, item in value.items()
         }
     if isinstance(value, list):
         return [redact_values(item, names) for item in value]

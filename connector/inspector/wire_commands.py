@@ -64,7 +64,9 @@ def encode_main(argv: list[str]) -> int:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"the input is not JSON: {error}", advice="See `connector decode --json` for its form.") from None
+        raise UsageError(
+            f"the input is not JSON: {error}", advice="See `connector decode --json` for its form."
+        ) from None
     data = encode(args.form, value)
     if args.output == "raw":
         sys.stdout.buffer.write(data)

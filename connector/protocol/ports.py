@@ -181,3 +181,45 @@ class DatagramSink(Protocol):
 
     def on_lost(self) -> None:
         """The link is over. Last call."""
+
+
+class LinkTap(Protocol):
+    """What looks on at one link; the inspector implements it. No call may raise, block or keep a buffer.
+
+    A link has one or None, tested once per call (`is None`); streams are watched by `acceptor`, so a stream that
+    nobody watches pays nothing at all.
+    """
+
+    def acceptor(self, accept: Acceptor) -> Acceptor:
+        """Return an Acceptor that watches every stream of this link and passes it on to `accept`."""
+
+    def on_bytes(self, outgoing: bool, data: Buffer) -> None:
+        """Take decrypted bytes of an HTTP/2 connection, in order."""
+
+    def on_stream_bytes(self, stream_id: int, outgoing: bool, data: Buffer, fin: bool) -> None:
+        """Take bytes of a QUIC stream, in order."""
+
+    def on_stream_ended(self, stream_id: int, outgoing: bool, what: str) -> None:
+        """A QUIC stream was given up: `RESET_STREAM` or `STOP_SENDING`."""
+
+    def on_datagram(self, outgoing: bool, data: Buffer) -> None:
+        """Take a QUIC datagram frame."""
+
+    def on_rpc(self, outgoing: bool, data: Buffer, where: str) -> None:
+        """Take bytes of an RPC connection; `where` names it, unique within the link (`control`, `rpc 4`)."""
+
+    def on_closed(self, error: BaseException | None) -> None:
+        """The link is over."""
+
+
+class Tap(Protocol):
+    """The inspector's only entrance: sees every link and, through them, both ends of every stream."""
+
+    def open_link(self, protocol: str, remote: str, conn_index: int) -> LinkTap:
+        """A link to `remote` is being dialled (or was accepted, on the edge's side)."""
+
+    def on_origin(self, port: StreamPort, what: str) -> None:
+        """Something happened between connector and origin on the stream of `port`: `connected`, `reused`."""
+
+    def on_event(self, name: str, fields: dict[str, object]) -> None:
+        """Something happened to the connector or the edge as a whole: a registration, a configuration, a retry."""

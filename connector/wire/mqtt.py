@@ -594,6 +594,17 @@ class PacketSplitter:
         """Type of the packet that is not whole yet; 0 between two packets."""
         return self._buffer[0] >> 4 if self._buffer else 0
 
+    def skip(self, size: int) -> list[tuple[bytes, int]]:
+        """Pass over `size` bytes that are not at hand, within a packet that is too long anyhow. Errors: WireError."""
+        if size > self._skip:
+            raise WireError("bytes are missing that are needed to find the next MQTT packet")
+        self._skip -= size
+        if self._skip:
+            return []
+        packet = (bytes(self._buffer), self._whole)
+        self._buffer.clear()
+        return [packet]
+
     def feed(self, data: Buffer) -> list[tuple[bytes, int]]:
         """Return the packets that `data` completed, each with its length on the wire. Errors: WireError."""
         packets: list[tuple[bytes, int]] = []
