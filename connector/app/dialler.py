@@ -17,10 +17,10 @@ from connector.app.orchestrator import Orchestrator
 from connector.app.private_network import LinkHandlers, PrivateLinks
 from connector.errors import ConfigError
 from connector.protocol.edge_addresses import EdgeAddress
-from connector.protocol.ports import Acceptor, Request, StreamPort, StreamSink
+from connector.protocol.ports import Acceptor, LinkTap, Request, StreamPort, StreamSink, Tap
 from connector.protocol.protocol_choice import Transport
 from connector.transport.h2 import dial_h2
-from connector.transport.link import Link, TcpDial, dial_tcp
+from connector.transport.link import Link, TcpDial, dial_tcp, format_address
 from connector.transport.tls import edge_context
 
 DIAL_SECONDS = 15.0
@@ -42,6 +42,8 @@ class Dialler:
     ) -> None:
         self._config = config
         self._accept = accept
+        self.tap: Tap | None = None
+        """Looks on at every link dialled from now on."""
         self._orchestrator = orchestrator
         self._on_malformed = on_malformed
         self._ports: dict[int, int] = {}
@@ -70,8 +72,26 @@ class Dialler:
 
         `on_heard` is called at the first UDP packet from the edge.
         """
+        tap = None
+        if self.tap is not None:
+            tap = self.tap.open_link(transport.value, format_address(address.host, address.port), conn_index)
+        try:
+            return await self._dial(transport, address, conn_index, on_heard, tap)
+        except BaseException as error:
+            if tap is not None:
+                tap.on_closed(error)
+            raise
+
+    async def _dial(
+        self,
+        transport: Transport,
+        address: EdgeAddress,
+        conn_index: int,
+        on_heard: Callable[[], None] | None,
+        tap: LinkTap | None,
+    ) -> Link:
         if transport is Transport.QUIC:
-            return await self._dial_quic(address, conn_index, on_heard)
+            return await self._dial_quic(address, conn_index, on_heard, tap)
         assert self._tls is not None
         bind, proxy = self._config.bind_address, self._config.proxy
         dial: TcpDial = dial_tcp
@@ -84,6 +104,7 @@ class Dialler:
             address.port,
             context=self._tls,
             accept=self._accept_for(conn_index),
+            tap=tap,
             local_address=(bind, 0) if bind else None,
             dial=dial,
             connect_timeout=DIAL_SECONDS,
@@ -127,7 +148,9 @@ class Dialler:
             "limits": limits, "path_mtu_discovery": config.quic_pmtu, "post_quantum_only": config.post_quantum,
         }  # fmt: skip
 
-    async def _dial_quic(self, address: EdgeAddress, conn_index: int, on_heard: Callable[[], None] | None) -> Link:
+    async def _dial_quic(
+        self, address: EdgeAddress, conn_index: int, on_heard: Callable[[], None] | None, tap: LinkTap | None
+    ) -> Link:
         """Dial over UDP, from the port that this conn_index had before: a NAT on the way then knows it still."""
         from connector.transport.quic import dial_quic  # noqa: PLC0415  (loaded by `_prepare_quic`)
 
@@ -137,6 +160,7 @@ class Dialler:
             address.port,
             context=self._quic_tls,
             accept=self._accept_for(conn_index),
+            tap=tap,
             on_configuration=self._on_configuration,
             rpc_handlers=LinkHandlers(sink, self._on_configuration) if sink is not None else None,
             datagrams=sink,

@@ -40,6 +40,7 @@ from connector.wire.h2_frames import (
     PREFACE,
     STREAM_ID_MASK,
 )
+from connector.wire.h2_headers import CONNECTION_UPGRADE, UPGRADE_CONTROL
 from connector.wire.h2_hpack import HpackDecoder, hpack_literal
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ MAX_RPC_MESSAGE = 256 * 1024
 
 MAX_BLOCK = 256 * 1024
 """Bytes of a header block that is followed; after a larger one headers of this link are not decoded any more."""
+
+MAX_RPC_STREAMS = 64
+"""RPC streams followed at a time; what a link serves at most."""
 
 MAX_STREAMS = 10_000
 """QUIC streams whose openings are followed at a time: what a link may have open."""
@@ -115,6 +119,8 @@ class LinkRecord:
         self._ways = (_H2Way(0 if client else len(PREFACE)), _H2Way(len(PREFACE) if client else 0))
         self._rpc: dict[tuple[str, bool], MessageSplitter] = {}
         self._questions: dict[tuple[str, bool], dict[int, str]] = {}
+        self._control = -1  # the HTTP/2 stream that carries the control stream
+        self._rpc_streams: dict[int, str] = {0: "control"} if protocol == "quic" else {}
         self._openings: dict[tuple[int, bool], bytearray | None] = {}
 
     # -- LinkTap
@@ -162,7 +168,10 @@ class LinkRecord:
                 way.kind, way.flags, way.stream = word & 0xFF, flags, stream & STREAM_ID_MASK
                 way.kept.clear()
             step = min(way.left, end - pos)
-            if way.kind != DATA and len(way.kept) < MAX_BLOCK:
+            if way.kind == DATA:
+                if way.stream == self._control and step:
+                    self.on_rpc(outgoing, bytes(data[pos : pos + step]), "control")
+            elif way.kind != DATA and len(way.kept) < MAX_BLOCK:
                 way.kept += data[pos : pos + step]
             pos += step
             way.left -= step
@@ -187,6 +196,14 @@ class LinkRecord:
             if found is not None:
                 text, shown = found
                 self._openings[key] = None
+                if shown == RPC_PREAMBLE:
+                    if len(self._rpc_streams) > MAX_RPC_STREAMS:
+                        del self._rpc_streams[list(self._rpc_streams)[1]]
+                    self._rpc_streams[stream_id] = f"rpc {stream_id}"
+                    data = bytes(opening[len(RPC_PREAMBLE) :])
+        where = self._rpc_streams.get(stream_id)
+        if where is not None and data:
+            self.on_rpc(outgoing, bytes(data), where)
         self._row(outgoing, "STREAM FIN" if fin else "STREAM", stream_id, len(data), text, shown)
 
     def on_stream_ended(self, stream_id: int, outgoing: bool, what: str) -> None:
@@ -290,6 +307,8 @@ class LinkRecord:
         except WireError as error:
             way.hpack = None
             return f"malformed: {error}", b""
+        if self._control < 0 and (CONNECTION_UPGRADE, UPGRADE_CONTROL) in fields:
+            self._control = way.stream
         shown = fields if self.hub.no_redact else redact_headers(fields)
         text = "; ".join(f"{name.decode('latin-1')}: {value.decode('latin-1')}" for name, value in shown)
         return text[:2_000], b"".join(hpack_literal(name, value) for name, value in shown)

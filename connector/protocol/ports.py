@@ -205,9 +205,6 @@ class LinkTap(Protocol):
     def on_datagram(self, outgoing: bool, data: Buffer) -> None:
         """Take a QUIC datagram frame."""
 
-    def on_rpc(self, outgoing: bool, data: Buffer, where: str) -> None:
-        """Take bytes of an RPC connection; `where` names it, unique within the link (`control`, `rpc 4`)."""
-
     def on_closed(self, error: BaseException | None) -> None:
         """The link is over."""
 

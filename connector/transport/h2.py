@@ -21,7 +21,7 @@ from typing import cast
 from connector.errors import EdgeDialError, EdgeLostError, ProtocolError
 from connector.protocol.h2_connection import H2Connection
 from connector.protocol.h2_limits import DEFAULT_LIMITS, H2Limits
-from connector.protocol.ports import Acceptor, Buffer, Request, RequestKind, ResetCode, StreamPort, StreamSink
+from connector.protocol.ports import Acceptor, Buffer, LinkTap, Request, RequestKind, ResetCode, StreamPort, StreamSink
 from connector.transport.bridge import SocketBridge
 from connector.transport.link import CHECK_SECONDS, Link, TcpDial, dial_tcp, explain_loss, format_address
 from connector.transport.tls import EDGE_NAMES, explain_tls_error, maybe_read_peer_certificate
@@ -55,13 +55,14 @@ async def dial_h2(
     connect_timeout: float = 15.0,
     handshake_timeout: float = 15.0,
     limits: H2Limits = DEFAULT_LIMITS,
+    tap: LinkTap | None = None,
 ) -> H2Link:
     """Return an established link whose first frames are on their way. Errors: EdgeDialError, EdgeTlsError."""
     peer = format_address(host, port)
     loop = asyncio.get_running_loop()
     sock = await dial(host, port, local_address=local_address, timeout=connect_timeout)
     address = (host, port)
-    link = H2Link(accept, loop=loop, limits=limits, peer=peer)
+    link = H2Link(accept, loop=loop, limits=limits, peer=peer, tap=tap)
     try:
         async with asyncio.timeout(handshake_timeout):
             await loop.create_connection(
@@ -101,13 +102,20 @@ class H2Link(asyncio.BufferedProtocol):
     protocol = "http2"
 
     def __init__(
-        self, accept: Acceptor, *, loop: asyncio.AbstractEventLoop, limits: H2Limits = DEFAULT_LIMITS, peer: str = ""
+        self,
+        accept: Acceptor,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        limits: H2Limits = DEFAULT_LIMITS,
+        peer: str = "",
+        tap: LinkTap | None = None,
     ) -> None:
         self.local_address: tuple[str, int] = ("", 0)
         self.remote_address: tuple[str, int] = ("", 0)
         self._peer = peer
         self._loop = loop
-        self._accept = accept
+        self._tap = tap
+        self._accept = accept if tap is None else tap.acceptor(accept)
         self._transport: asyncio.Transport | None = None
         self._engine = H2Connection(self._accept_stream, wake=self._wake, limits=limits, on_sink_error=self._report)
         self._buffer = memoryview(bytearray(READ_SIZE))
@@ -211,6 +219,8 @@ class H2Link(asyncio.BufferedProtocol):
         """Parse what one read brought."""
         if self._closing:
             return
+        if self._tap is not None:
+            self._tap.on_bytes(False, self._buffer[:nbytes])
         try:
             self._engine.receive_data(self._buffer[:nbytes], self._loop.time())
         except ProtocolError as error:
@@ -252,6 +262,8 @@ class H2Link(asyncio.BufferedProtocol):
             self._error = explain_loss(exc, self._peer, streams)
         engine.connection_lost(self._error or EdgeLostError("connection with edge closed"))
         self._transport = None
+        if self._tap is not None:
+            self._tap.on_closed(self._error)
         if not self._control.done():
             self._control.set_exception(
                 self._error
@@ -283,6 +295,8 @@ class H2Link(asyncio.BufferedProtocol):
         if transport is not None:
             data = self._engine.data_to_send()
             if data:
+                if self._tap is not None:
+                    self._tap.on_bytes(True, data)
                 transport.write(data)
 
     def _arm(self) -> None:

@@ -20,7 +20,7 @@ from time import monotonic
 from typing import TextIO
 
 from connector.errors import ConfigError, EdgeDialError, EdgeLostError, EdgeTlsError, ProtocolError
-from connector.protocol.ports import Acceptor, Buffer, DatagramSink, StreamPort, StreamSink
+from connector.protocol.ports import Acceptor, Buffer, DatagramSink, LinkTap, StreamPort, StreamSink
 from connector.protocol.quic_limits import DEFAULT_LIMITS, QuicLimits
 from connector.protocol.quic_request import RPC_SIGNATURE
 from connector.protocol.quic_streams import QuicStreams
@@ -37,6 +37,7 @@ from connector.transport.quic_engine import (
     find_engine,
 )
 from connector.transport.quic_trust import QuicContext
+from connector.transport.quic_watch import WatchedSender
 from connector.transport.rpc_server import RPC_SECONDS, ConfigurationOnly, RpcHandlers, RpcServer
 from connector.transport.tls import EDGE_NAMES
 from connector.transport.udp import UDP_ADVICE, UdpSocket, explain_udp_error, open_udp
@@ -84,6 +85,7 @@ async def dial_quic(
     post_quantum_only: bool = False,
     limits: QuicLimits = DEFAULT_LIMITS,
     engine: str = "auto",
+    tap: LinkTap | None = None,
 ) -> QuicLink:
     """Return an established link with its control stream open. Errors: EdgeDialError, EdgeTlsError, ConfigError.
 
@@ -136,6 +138,7 @@ async def dial_quic(
                 link = QuicLink(
                     make(settings), sock, accept, loop=loop, peer=peer, server_name=server_name, limits=limits,
                     handlers=handlers, rpc_timeout=rpc_timeout, keylog=keylog, on_malformed=on_malformed,
+                    tap=tap,
                 )  # fmt: skip
                 link.on_datagram = on_datagram
                 link.on_heard = on_heard
@@ -190,6 +193,7 @@ class QuicLink:
         rpc_timeout: float = RPC_SECONDS,
         keylog: TextIO | None = None,
         on_malformed: Callable[[str], None] | None = None,
+        tap: LinkTap | None = None,
     ) -> None:
         self.local_address: tuple[str, int] = sock.getsockname()[:2]
         self.remote_address: tuple[str, int] = sock.getpeername()[:2]
@@ -205,9 +209,10 @@ class QuicLink:
         self._engine = engine
         self._limits = limits
         self._keylog = keylog
+        self._tap = tap
         self._streams = QuicStreams(
-            engine,
-            accept,
+            engine if tap is None else WatchedSender(engine, tap),
+            accept if tap is None else tap.acceptor(accept),
             wake=self._wake,
             limits=limits,
             accept_rpc=self._accept_rpc if handlers is not None else None,
@@ -337,6 +342,8 @@ class QuicLink:
         if self._ended or len(self._datagrams) >= self._limits.datagram_queue or len(data) > self.datagram_limit:
             self.datagrams_dropped += 1
             return False
+        if self._tap is not None:
+            self._tap.on_datagram(True, data)
         self._datagrams.append(data)
         if len(self._datagrams) == self._limits.datagram_queue:
             self._datagrams_full = True
@@ -386,18 +393,26 @@ class QuicLink:
 
     def on_stream_data(self, stream_id: int, data: Buffer, fin: bool) -> None:
         """Pass payload on."""
+        if self._tap is not None:
+            self._tap.on_stream_bytes(stream_id, False, data, fin)
         self._streams.receive_data(stream_id, data, fin)
 
     def on_stream_reset(self, stream_id: int) -> None:
         """Pass RESET_STREAM on."""
+        if self._tap is not None:
+            self._tap.on_stream_ended(stream_id, False, "RESET_STREAM")
         self._streams.receive_reset(stream_id)
 
     def on_stop_sending(self, stream_id: int) -> None:
         """Pass STOP_SENDING on."""
+        if self._tap is not None:
+            self._tap.on_stream_ended(stream_id, False, "STOP_SENDING")
         self._streams.receive_stop(stream_id)
 
     def on_datagram_frame(self, data: bytes) -> None:
         """Pass a datagram on."""
+        if self._tap is not None:
+            self._tap.on_datagram(False, data)
         if self.on_datagram is None:
             self.datagrams_dropped += 1
             return
@@ -619,6 +634,8 @@ class QuicLink:
             return
         self._ended = True
         self._error = error
+        if self._tap is not None:
+            self._tap.on_closed(error)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
