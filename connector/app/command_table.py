@@ -55,6 +55,21 @@ COMMANDS: dict[str, Command] = {
     "edge": Command(
         "connector.devedge.cli:main", "a small edge for tests on this machine", tunnel_flags=False, raw=True
     ),
+    "capture": Command(
+        "connector.inspector.capture_commands:main", "list, filter and export captures", tunnel_flags=False, raw=True
+    ),
+    "decode": Command(
+        "connector.inspector.wire_commands:decode_command",
+        "explain bytes of the tunnel protocol",
+        tunnel_flags=False,
+        raw=True,
+    ),
+    "encode": Command(
+        "connector.inspector.wire_commands:encode_command",
+        "make bytes of the tunnel protocol",
+        tunnel_flags=False,
+        raw=True,
+    ),
     "completion": Command(
         "connector.app.completion:completion", "print a completion script", "bash|zsh|fish", tunnel_flags=False
     ),

@@ -59,6 +59,7 @@ class RunConfig:
         "address_budget",
         "bind_address",
         "cacert",
+        "capture",
         "dns_resolvers",
         "edges",
         "features",
@@ -66,12 +67,14 @@ class RunConfig:
         "ha_connections",
         "icmp_source4",
         "icmp_source6",
+        "inspect",
         "ip_version",
         "label",
         "management_diagnostics",
         "management_host",
         "max_active_flows",
         "metrics",
+        "no_redact",
         "pidfile",
         "post_quantum",
         "protocol",
@@ -132,6 +135,10 @@ class RunConfig:
         self.management_diagnostics = True
         self.service_op = "198.41.200.113:80"
         self.pidfile: str | None = None
+        self.inspect: str | None = None
+        """`host:port` of the inspector's page."""
+        self.capture: str | None = None
+        self.no_redact = False
         self.grace_period = 30.0
         self.retries = 5
         self.rpc_timeout = 5.0
@@ -213,6 +220,11 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
     config.management_diagnostics = bool(flags.value("management-diagnostics"))
     config.service_op = flags.text("service-op-ip")
     config.pidfile = flags.text("pidfile") or None
+    config.inspect = flags.text("inspect") or None
+    if config.inspect is not None:
+        split_address(config.inspect, "--inspect", any_host=True)
+    config.capture = flags.text("capture") or None
+    config.no_redact = bool(flags.value("no-redact"))
     config.settings = flags.settings()
     return config
 

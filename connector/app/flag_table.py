@@ -351,6 +351,20 @@ _DIAGNOSIS = [
 
 _OPERATION = [
     Flag(
+        "inspect",
+        "optional",
+        group="Operation",
+        metavar="[HOST:PORT]",
+        help="Show the traffic on a page; the log tells its address. Default 127.0.0.1 and a free port.",
+    ),
+    Flag(
+        "capture",
+        group="Operation",
+        metavar="FILE",
+        help="Append what passes to FILE, secrets masked; read it with: capture show|export, inspect, replay.",
+    ),
+    Flag("no-redact", "bool", group="Operation", help="Let --inspect and --capture show and keep secrets too."),
+    Flag(
         "pidfile",
         env=("TUNNEL_PIDFILE",),
         metavar="FILE",

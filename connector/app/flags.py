@@ -21,6 +21,9 @@ _KINDS = {
     "uint": "a whole number, 0 or more",
     "duration": "a time with unit such as 30s, 1m30s or 500ms",
 }
+ANY_ADDRESS = "127.0.0.1:0"
+"""Value of a flag of kind "optional" that stands alone."""
+_ADDRESS = re.compile(r"[^-/ ][^/ ]*:\d+|:\d+")
 _TOKEN_LIKE = re.compile(r"eyJ[A-Za-z0-9+/=_-]{20,}")
 
 Value = bool | int | float | str | list[str]
@@ -82,6 +85,11 @@ def parse_level(
         if not separator:
             if flag.kind == "bool":
                 text = "true"
+            elif flag.kind == "optional":
+                text = ANY_ADDRESS
+                if at < len(argv) and _ADDRESS.fullmatch(argv[at]):
+                    text = argv[at]
+                    at += 1
             elif at < len(argv):
                 text = argv[at]
                 at += 1

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 from connector.app.log_files import LOG_NAME, LogFile
 from connector.app.log_formats import console_line, file_line, json_line, stream_event, stream_level, stream_type
+from connector.protocol.ports import Tap
 
 LEVELS = {"trace": 0, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50}
 """Names as cloudflared spells them in JSON; order of severity."""
@@ -83,7 +84,7 @@ class LogOutput:
     """
 
     __slots__ = ("_colour", "_folded", "_json", "_listener", "_stream", "_threshold", "clock", "file", "on_listen",
-                 "redactor", "wall_clock")  # fmt: skip
+                 "redactor", "tap", "wall_clock")  # fmt: skip
 
     def __init__(
         self,
@@ -106,6 +107,8 @@ class LogOutput:
         self.clock = clock
         self.wall_clock = wall_clock
         self.redactor = Redactor()
+        self.tap: Tap | None = None
+        """Hears of every line, whatever its level."""
         self._folded: OrderedDict[tuple[str, str, str], tuple[float, int]] = OrderedDict()
 
     def enabled(self, level: str) -> bool:
@@ -123,6 +126,9 @@ class LogOutput:
         if listener is not None:
             text = self.redactor.redact(stream_event(self._stamp(), level, message, fields))
             listener(stream_level(level, fields), stream_type(fields), text)
+        if self.tap is not None:
+            shown = {key: self.redactor.redact(str(value)) for key, value in fields.items()}
+            self.tap.on_event("log", {"level": level, "message": self.redactor.redact(message), **shown})
         if LEVELS[level] < self._threshold:
             return
         now = self.clock()

@@ -172,6 +172,10 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
             active_streams=lambda: dispatcher.active,
             orchestrator=orchestrator,
         )
+        if config.inspect is not None or config.capture is not None:
+            from connector.app.inspecting import inspected  # noqa: PLC0415  (rarely needed)
+
+            await stack.enter_async_context(inspected(config, dispatcher, dialler, log))
         await stack.enter_async_context(observation.serve(state))
         supervisor = Supervisor(state, wanted, look_up_records=records)
         wakeups = Wakeups(lambda news: supervisor.woken(",".join(cause.value for cause in news.causes)))

@@ -78,8 +78,10 @@ class CaptureWriter:
         self._buffer = bytearray()
         self._flush_due = False
         self._started = monotonic()
-        self._file = _open(path, redacted=not hub.no_redact)
-        self.size = os.fstat(self._file).st_size
+        self.at: float | None = None
+        """Moment of the next records, as of `time.monotonic`; None: now."""
+        self._file = self.open_file(path, not hub.no_redact)
+        self.size = os.fstat(self._file).st_size if self._file >= 0 else 0
         self._put(
             {
                 "t": "session", "wall": time(), "role": hub.role, "program": f"connector {__version__}",
@@ -108,15 +110,31 @@ class CaptureWriter:
             return
         data, self._buffer = self._buffer, bytearray()
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._file, view) :]
+            self.write(data)
         except OSError as error:
             self._fail(error.strerror or str(error))
             return
         self.size += len(data)
         if self.size > self._limit:
             self._fail(f"it has reached {self._limit} bytes")
+
+    def open_file(self, path: str, redacted: bool) -> int:
+        """Return a descriptor to append to. Errors: ConfigError."""
+        return _open(path, redacted=redacted)
+
+    def write(self, data: bytearray) -> None:
+        """Append. Errors: OSError."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+
+    def header(self, redacted: bool) -> bytes:
+        """Return what a file begins with."""
+        return HEADER.pack(MAGIC, VERSION, FLAG_REDACTED if redacted else 0, 0)
+
+    def rebase(self, started: float) -> None:
+        """Count times from `started` on."""
+        self._started = started
 
     def close(self) -> None:
         """Write the rest and close."""
@@ -135,7 +153,7 @@ class CaptureWriter:
         self._on_failed(f"the capture {self.path} has ended: {text}")
 
     def _put(self, fields: dict[str, Any], payload: bytes = b"") -> None:
-        fields.setdefault("at", round(monotonic() - self._started, 6))
+        fields.setdefault("at", round((monotonic() if self.at is None else self.at) - self._started, 6))
         text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         body = JSON_LENGTH.pack(len(text)) + text + payload
         self._buffer += RECORD.pack(len(body), zlib.crc32(body)) + body

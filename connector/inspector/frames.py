@@ -114,6 +114,17 @@ class FrameLog:
         for frame in frames:
             self._frame(way, frame, now)
 
+    def load(self, entry: Entry, missing: int) -> None:
+        """Take a frame out of a capture: its secrets are masked already."""
+        self._seq += 1
+        entry.seq = self._seq
+        self.counts[entry.way] += 1
+        if entry.opcode < 8 and self._may_be_mqtt:
+            session = self.mqtt or self._maybe_mqtt(entry.way, entry.payload)
+            if session is not None:
+                entry.packets = session.feed(entry.way, entry.payload, missing, entry.now)
+        self._keep(entry)
+
     def flush(self) -> None:
         """The stream is over: what waits comes out, masked where it could hold a part of a secret."""
         for way in self._ways:

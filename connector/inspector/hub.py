@@ -127,12 +127,20 @@ class Inspector:
     # -- called by links and records
 
     def open_stream(
-        self, request: Request, transport: str, link: int, conn_index: int, *, replay: int = 0
+        self,
+        request: Request,
+        transport: str,
+        link: int,
+        conn_index: int,
+        *,
+        replay: int = 0,
+        stream_id: int | None = None,
     ) -> StreamRecord:
         """Make the record of a stream."""
         self.seen += 1
         record = StreamRecord(self, self.seen, request, transport, link, conn_index)
         record.replay = replay
+        record.stream_id = stream_id
         if self.describe is not None:
             record.rule, record.service = self.describe(request)
         self.streams[record.identity] = record

@@ -133,8 +133,8 @@ class LinkRecord:
                 if request.kind is RequestKind.CONFIGURATION:
                     return self.hub.watch_configuration(self, request, port, accept)
                 return accept(request, port)
-            record = self.hub.open_stream(request, self.protocol, self.identity, self.conn_index)
-            record.stream_id = getattr(port, "stream_id", None)
+            number = getattr(port, "stream_id", None)
+            record = self.hub.open_stream(request, self.protocol, self.identity, self.conn_index, stream_id=number)
             watched = WatchedPort(record, port)
             sink = accept(request, watched)
             return WatchedSink(record, sink)

@@ -24,9 +24,9 @@ SECRET_HEADERS = frozenset((
 ))  # fmt: skip
 
 _SECRET_WORD = (
-    rb"(?:access_?token|refresh_?token|id_?token|api_?key|apikey|auth|authorization|bearer|client_?secret|code|"
-    rb"cookie|credential|credentials|jwt|key|pass|passwd|password|private_?key|pwd|secret|session|session_?id|sig|"
-    rb"signature|token|tunnel_?secret|x-amz-signature|x-amz-security-token)"
+    rb"(?:access[_-]?token|refresh[_-]?token|id[_-]?token|api[_-]?key|apikey|auth|authorization|bearer|client[_-]?secret|code|"
+    rb"cookie|credential|credentials|jwt|key|pass|passwd|password|private[_-]?key|pwd|secret|session|session[_-]?id|sig|"
+    rb"signature|token|tunnel[_-]?secret|x-amz-signature|x-amz-security-token)"
 )
 _SECRET_PARAMETER = re.compile(rb"(?i)^(?:[a-z0-9_.-]*[_.-])?" + _SECRET_WORD + rb"(?:\[\])?$")
 

@@ -26,28 +26,37 @@ def hex_rows(data: bytes, start: int, length: int) -> Iterable[tuple[int, str, s
 
 
 def annotate(data: bytes, notes: Sequence[Note], *, colour: bool = False) -> str:
-    """Return one line per note with its bytes, and the bytes that no note covers in between."""
-    lines: list[str] = []
-    leaves = sorted(_leaves(notes), key=lambda note: (note[0], -note[1]))
-    at = 0
-    for start, length, name, value in leaves:
-        if start > at:
-            lines += _rows(data, at, start - at, "", colour)
-        if length == 0 or start < at:  # a heading, or a second view of the same bytes
-            lines.append(f"{start:08x}  {'':47}  {_shade(f'{name}: {value}', colour)}")
-            continue
-        lines += _rows(data, start, length, f"{name}: {value}", colour)
-        at = max(at, start + length)
-        if at >= LARGEST_DUMP:
-            lines.append(f"{at:08x}  ... {len(data) - at} more bytes")
-            return "\n".join(lines)
-    if at < len(data):
-        lines += _rows(data, at, min(len(data) - at, LARGEST_DUMP - at), "", colour)
+    """Return the rows of `annotated_rows` as lines."""
+    lines = []
+    for at, raw, name, shown in annotated_rows(data, notes):
+        meaning = f"\x1b[36m{name}\x1b[0m" if colour and name else name
+        lines.append(f"{at:08x}  {raw:<47}  {meaning or shown}".rstrip())
     return "\n".join(lines)
 
 
+def annotated_rows(data: bytes, notes: Sequence[Note]) -> list[tuple[int, str, str, str]]:
+    """Return (offset, hex, meaning, printable text) per row: at least one for every note, and what no note covers."""
+    rows: list[tuple[int, str, str, str]] = []
+    at = 0
+    for start, length, name, value in _leaves(notes):
+        if start > at:
+            rows += _rows(data, at, start - at, "")
+            at = start
+        if length == 0 or start < at:  # a heading, or a second view of the same bytes
+            rows.append((start, "", f"{name}: {value}", ""))
+            continue
+        rows += _rows(data, start, length, f"{name}: {value}")
+        at = start + length
+        if at >= LARGEST_DUMP:
+            rows.append((at, "", f"... {len(data) - at} more bytes", ""))
+            return rows
+    if at < len(data):
+        rows += _rows(data, at, min(len(data) - at, LARGEST_DUMP - at), "")
+    return rows
+
+
 def _leaves(notes: Sequence[Note]) -> list[Note]:
-    """Turn notes that enclose others into headings of no length."""
+    """Sort by place, and turn notes that enclose others into headings of no length in front of them."""
     ordered = sorted(notes, key=lambda note: (note[0], -note[1]))
     found = []
     for number, (start, length, name, value) in enumerate(ordered):
@@ -56,13 +65,5 @@ def _leaves(notes: Sequence[Note]) -> list[Note]:
     return found
 
 
-def _rows(data: bytes, start: int, length: int, text: str, colour: bool) -> list[str]:
-    lines = []
-    for at, raw, shown in hex_rows(data, start, length):
-        meaning = _shade(text, colour) if text and at == start else shown if not text else f"  {shown}"
-        lines.append(f"{at:08x}  {raw:<47}  {meaning}".rstrip())
-    return lines
-
-
-def _shade(text: str, colour: bool) -> str:
-    return f"\x1b[36m{text}\x1b[0m" if colour else text
+def _rows(data: bytes, start: int, length: int, text: str) -> list[tuple[int, str, str, str]]:
+    return [(at, raw, text if at == start else "", shown) for at, raw, shown in hex_rows(data, start, length)]

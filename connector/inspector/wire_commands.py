@@ -101,14 +101,26 @@ def read_input(text: str, form: str) -> bytes:
         return _maybe_text(raw, form)
     if form in {"token", "headers"} and not Path(text).is_file():
         return text.encode("utf-8", "surrogateescape")
+    if len(text) < 4096 and Path(text).is_file():
+        return _maybe_text(_read_file(text), form)
     found = _from_text(text)
     if found is not None:
         return text.encode() if form == "auto" and text.startswith("eyJ") else found
-    if len(text) < 4096 and Path(text).is_file():
-        return _maybe_text(_read_file(text), form)
     if form == "auto" and ":" in text:  # a serialised header list
         return text.encode("utf-8", "surrogateescape")
     raise UsageError(f"{text[:40]!r} is neither hex nor base64 nor a file", advice="Use - to read standard input.")
+
+
+def bytes_of_text(text: str, form: str) -> bytes:
+    """Return the bytes that pasted text stands for; files are not looked for. Errors: UsageError."""
+    if form in {"token", "headers"} or (form == "auto" and text.startswith("eyJ")):
+        return text.encode()
+    found = _from_text(text)
+    if found is not None:
+        return found
+    if form == "auto" and ":" in text:
+        return text.encode()
+    raise UsageError("that is neither hex nor base64", advice="Spaces and line breaks do not matter.")
 
 
 def _maybe_text(raw: bytes, form: str) -> bytes:
@@ -140,6 +152,16 @@ def _read_file(name: str) -> bytes:
             return file.read(LARGEST_INPUT)
     except OSError as error:
         raise UsageError(f"{name} cannot be read: {error.strerror or error}") from None
+
+
+def decode_command(argv: list[str]) -> int:
+    """Run `connector decode`."""
+    return run("decode", argv)
+
+
+def encode_command(argv: list[str]) -> int:
+    """Run `connector encode`."""
+    return run("encode", argv)
 
 
 def run(command: str, argv: list[str]) -> int:

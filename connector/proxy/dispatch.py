@@ -20,7 +20,7 @@ from typing import Any
 from uuid import UUID
 
 from connector.protocol.http1 import OwnFields
-from connector.protocol.ports import Acceptor, Request, RequestKind, StreamPort, StreamSink
+from connector.protocol.ports import Acceptor, Request, RequestKind, StreamPort, StreamSink, Tap
 from connector.proxy import limits
 from connector.proxy.builtin import IGNORE, ConfigurationSink, answer_status
 from connector.proxy.exchange import Exchange
@@ -60,6 +60,7 @@ class Dispatcher:
         self.set_access_events(access_events)
         self.on_configuration = on_configuration
         self.watch: Watch | None = None
+        self.tap: Tap | None = None
         self.tracing: Tracing | None = None
         self.management: Acceptor | None = None
         """Serves the requests whose host is `management_host`; set both."""

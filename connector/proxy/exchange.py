@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from connector.protocol.ports import Request, StreamPort, StreamSink
+from connector.protocol.ports import Request, StreamPort, StreamSink, Tap
 from connector.proxy.ingress import Rule
 from connector.proxy.watch import RequestTrace
 
@@ -43,6 +43,8 @@ class Owner(Protocol):
     """Who counts exchanges: the dispatcher."""
 
     loop: asyncio.AbstractEventLoop
+    tap: Tap | None
+    """Looks on, when somebody does."""
 
     def exchange_failed(self, exchange: Exchange, error: BaseException) -> None:
         """Count and report an error that is not the client's going away."""

@@ -219,6 +219,8 @@ class HttpExchange:
         """Send the head and what is there of the body."""
         self._connection = connection
         self._reused = connection.uses > 1
+        if self._owner.tap is not None:
+            self._owner.tap.on_origin(self.port, "reused" if self._reused else "connected")
         request = self.request
         try:
             head = self._encode_head()

@@ -191,7 +191,7 @@ def decode_frames(data: Buffer) -> list[Frame]:
     """Return all frames of `data`, which must end with one. Errors: WireError."""
     splitter = FrameSplitter(max(len(data), 1))
     frames = splitter.feed(data)
-    if splitter.held or splitter._left:
+    if splitter.held or splitter._frame is not None:
         raise WireError("the bytes end within a WebSocket frame")
     return frames
 
