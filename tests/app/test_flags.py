@@ -146,7 +146,7 @@ def test_any_command_line_parses_or_is_a_usage_error(argv: list[str]) -> None:
 def test_the_table_is_sound() -> None:
     assert len(ALIASES) == len({*ALIASES} - {*FLAGS})
     for flag in FLAGS.values():
-        assert flag.kind in {"bool", "int", "uint", "string", "list", "duration"}
+        assert flag.kind in {"bool", "int", "uint", "string", "list", "duration", "optional"}
         assert (flag.effect == NO_EFFECT) == (flag.group not in GROUPS) == (flag.help == "")
         assert flag.effect == NO_EFFECT or bool(flag.metavar) == (flag.kind != "bool")
     variables = [variable for flag in FLAGS.values() for variable in flag.env]

@@ -8,7 +8,8 @@ from connector.inspector.redact import redact_bytes, redact_headers, redact_targ
 
 SECRETS = [
     b'{"password": "SECRETVALUE"}', b"{'api_key':'SECRETVALUE'}", b'{"a":{"accessToken":"SECRETVALUE"}}',
-    b"user=a&password=SECRETVALUE&b=1", b"Authorization: Bearer SECRETVALUE", b"x eyJhbGciOiJIUzI1NiIsSECRETVALUE.e30.abc y",
+    b"user=a&password=SECRETVALUE&b=1", b"Authorization: Bearer SECRETVALUE",
+    b"x eyJhbGciOiJIUzI1NiIsSECRETVALUE.e30.abc y",
     b'"{\\"token\\": \\"SECRETVALUE\\"}"', b"client_secret=SECRETVALUE", b"refresh_token=SECRETVALUE",
     b"-----BEGIN PRIVATE KEY-----\nSECRETVALUE\n-----END PRIVATE KEY-----", b"Basic SECRETVALUE",
     b'{"x-session-id":"SECRETVALUE"}',
