@@ -77,6 +77,7 @@ class RunConfig:
         "no_redact",
         "pidfile",
         "post_quantum",
+        "prechecks",
         "protocol",
         "proxy",
         "proxy_exempt",
@@ -113,6 +114,7 @@ class RunConfig:
         self.token_file: str | None = None
         """Where the token came from; when that file changes, the connections register again."""
         self.stdin_control = False
+        self.prechecks = False
         self.quick_hostname = ""
         """Host name of a quick tunnel."""
         self.post_quantum = False
@@ -167,6 +169,7 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
     config.protocol = _protocol(flags.text("protocol"))
     config.token_given = flags.is_set("token")
     config.token_file = flags.text("token-file") if not flags.text("token") else None
+    config.prechecks = not flags.value("no-prechecks")
     config.stdin_control = bool(flags.value("stdin-control"))
     config.post_quantum = bool(flags.value("post-quantum"))
     if config.post_quantum:

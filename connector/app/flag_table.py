@@ -325,6 +325,12 @@ _DIAGNOSIS = [
         metavar="HOST:PORT",
         help="Serve /ready, /metrics and more here. By default the first free port of 20241 to 20245.",
     ),
+    Flag(
+        "no-prechecks",
+        "bool",
+        env=("TUNNEL_NO_PRECHECKS",),
+        help="Do not check at the start how the edge can be reached.",
+    ),
     Flag("label", metavar="TEXT", help="A name for this connector, shown in the dashboard."),
     Flag(
         "management-diagnostics",
@@ -420,7 +426,6 @@ _SHUTDOWN = [
 _NO_EFFECT = [
     Flag("no-autoupdate", "bool", env=("NO_AUTOUPDATE",)),
     Flag("autoupdate-freq", "duration", "24h"),
-    Flag("no-prechecks", "bool", env=("TUNNEL_NO_PRECHECKS",)),
     Flag("trace-output", env=("TUNNEL_TRACE_OUTPUT",)),
     Flag("is-autoupdated", "bool"),
     Flag("id", env=("TUNNEL_ID",)),

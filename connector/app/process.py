@@ -186,6 +186,11 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
             watch = TokenWatch(config.token_file, config.token, log, supervisor.use_token)
             watch.start()
             stack.callback(watch.close)
+        if config.prechecks and not choice.skip_prechecks:
+            from connector.app.prechecks import log_prechecks  # noqa: PLC0415  (loads dnspython)
+
+            checks = asyncio.create_task(log_prechecks(config, log), name="pre-checks")
+            stack.push_async_callback(cancelled, checks)
         if config.stdin_control:
             log.info("Enabling control through stdin")
             StdinControl(log, supervisor.reconnect).start()
@@ -203,6 +208,12 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         finally:
             orchestrator.shut()
             log.info("Tunnel server stopped")
+
+
+async def cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _limited(look_up: Callable[[], Awaitable[None]] | None) -> None:

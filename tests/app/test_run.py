@@ -170,7 +170,7 @@ def test_flags_without_effect_are_mentioned_once(tmp_path: Path) -> None:
         child,
     ):
         (line,) = [event for event in child.events if event.get("message") == "Flags without effect"]
-        assert (line["level"], line["flags"]) == ("debug", ["heartbeat-count", "no-prechecks"])
+        assert (line["level"], line["flags"]) == ("debug", ["heartbeat-count"])
         (line,) = [event for event in child.events if "--write-stream-timeout" in str(event.get("message"))]
         assert line["level"] == "warn"
 

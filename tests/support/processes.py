@@ -43,7 +43,7 @@ class Child:
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**base, "PYTHONUNBUFFERED": "1", **(env or {})},
+            env={**base, "PYTHONUNBUFFERED": "1", "TUNNEL_NO_PRECHECKS": "true", **(env or {})},
             cwd=cwd or ROOT,
         )
         self.lines: list[str] = []
