@@ -14,7 +14,7 @@ from connector.proxy.origins import OriginPool, OriginUser
 
 
 class Destinations:
-    """All destinations of one rule, or of the private network. Bounded by the flows that are open."""
+    """All destinations of one process. Bounded by the flows that are open."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -19,21 +19,27 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
+from connector.errors import ConnectorError
 from connector.protocol.http1 import OwnFields
 from connector.protocol.ports import Acceptor, Request, RequestKind, StreamPort, StreamSink, Tap
 from connector.proxy import limits
+from connector.proxy.access import Access, AccessGate, token_of
 from connector.proxy.builtin import IGNORE, ConfigurationSink, answer_status
+from connector.proxy.carrier import PING_SECONDS
+from connector.proxy.destinations import Destinations
 from connector.proxy.exchange import Exchange
 from connector.proxy.flows import Flows
+from connector.proxy.hello_world import HelloSite
 from connector.proxy.http import HttpExchange, Route
-from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, Rule, ServiceKind
+from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, OriginSettings, Rule, ServiceKind
 from connector.proxy.origin_tls import ContextCache
 from connector.proxy.origins import OriginPool
 from connector.proxy.reply import UnsupportedError, cause_of, describe, refuse
 from connector.proxy.splice import DrainQueue
-from connector.proxy.watch import Tracing, Watch
+from connector.proxy.tcp import CarriedFlow, FlowRoute, PrivateFlow, SocksFlow
+from connector.proxy.watch import RequestTrace, Tracing, Watch
 from connector.proxy.websocket import WebSocketExchange
-from connector.proxy.ws_pings import PingClocks
+from connector.proxy.ws_pings import PingClock, PingClocks
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -52,6 +58,7 @@ class Dispatcher:
         access_events: bool = True,
         on_configuration: Callable[[bytes], bytes] | None = None,
         flows: Flows | None = None,
+        access_keys_url: str = "",
     ) -> None:
         self.loop = loop
         self.flows = flows or Flows()
@@ -76,11 +83,17 @@ class Dispatcher:
             (name.encode(), value.encode()) for name, value in [*names, ("Cf-Warp-Tag-ID", str(connector_id))]
         )
         self._active: set[Exchange] = set()
+        self._gates: set[AccessGate] = set()
+        self._access = Access(loop, keys_url=access_keys_url)
+        self._hello = HelloSite(loop)
+        self._destinations = Destinations(loop)
+        self._tcp_drains = DrainQueue(loop, limits.TCP_HALF_CLOSED, while_moving=True)
+        self._carrier_clock = PingClock(loop, PING_SECONDS)
         self._configuring = 0
         self._drained: asyncio.Future[None] | None = None
         self._drains = DrainQueue(loop)
         self._clocks = PingClocks(loop)
-        self._routes: list[Route | None] = []
+        self._routes: list[Route | FlowRoute | None] = []
         self._retired: list[OriginPool] = []
         self._ingress = DEFAULT_INGRESS
         self._closed = False
@@ -98,7 +111,7 @@ class Dispatcher:
     @property
     def active(self) -> int:
         """Streams that are being served."""
-        return len(self._active) + self._configuring
+        return len(self._active) + len(self._gates) + self._configuring
 
     def live(self) -> Iterable[tuple[Rule, tuple[int, int]]]:
         """Every request that a rule serves now, with its payload bytes from and to the edge so far."""
@@ -120,9 +133,9 @@ class Dispatcher:
         Errors: ConfigError when an origin cannot start (unreadable `caPool`); then nothing has changed.
         """
         contexts = ContextCache()
-        routes = [self._route(rule, contexts) for rule in ingress.rules]
+        routes = [self._make_route(rule, contexts) for rule in ingress.rules]
         for route in self._routes:
-            if route is not None:
+            if isinstance(route, Route):
                 route.pool.close()
                 self._retired.append(route.pool)
         self._retired = [pool for pool in self._retired if pool.open or pool.dialling]
@@ -136,16 +149,10 @@ class Dispatcher:
         kind = request.kind
         if kind is RequestKind.CONFIGURATION:
             return self._accept_configuration(request, port)
+        if kind is RequestKind.TCP:
+            return self._accept_flow(request, port)
         if kind not in {RequestKind.HTTP, RequestKind.WEBSOCKET}:
-            return self._refuse(
-                request,
-                port,
-                None,
-                UnsupportedError(
-                    f"{kind.name} streams are not served by this version",
-                    advice="private-network routes need a later version; HTTP and WebSocket work",
-                ),
-            )
+            return self._refuse(request, port, None, UnsupportedError(f"{kind.name} streams are not served here"))
         if self.management is not None and request.host == self.management_host:
             return self.management(request, port)
         trace = self.tracing(request.trace) if request.trace and self.tracing is not None else None
@@ -157,15 +164,67 @@ class Dispatcher:
         if self.watch is not None:
             self.watch.started(request, rule)
         if rule.access.required:
-            return self._refuse(
-                request,
-                port,
-                rule,
-                UnsupportedError(
-                    "the rule requires an Access token, which this version cannot verify",
-                    advice="nobody is let in; drop `access.required` from the rule or use a later version",
-                ),
-            )
+            return self._admit(request, port, rule, trace)
+        return self._serve(request, port, rule, trace)
+
+    def _admit(self, request: Request, port: StreamPort, rule: Rule, trace: RequestTrace | None) -> StreamSink:
+        """Serve a request that an Access token lets pass, now or when the keys are there."""
+        token = token_of(request)
+        try:
+            team = self._access.check(rule.access, token)
+        except ConnectorError as error:
+            return self._refuse(request, port, rule, error)
+        if team is None:
+            return self._serve(request, port, rule, trace)
+
+        def decided(gate: AccessGate) -> None:
+            self._gates.discard(gate)
+            if gate.gone:
+                self._left_at_gate(request, port, rule)
+                return
+            try:
+                if self._closed:
+                    raise UnsupportedError("the connector is closing")
+                self._access.check_again(rule.access, token)
+            except ConnectorError as error:
+                gate.open(self._refuse(request, port, rule, error))
+            else:
+                gate.open(self._serve(request, port, rule, trace))
+            self._maybe_drained()
+
+        gate = AccessGate(request, port, team, decided)
+        self._gates.add(gate)
+        team.refresh(self.loop, gate.decided)
+        return gate
+
+    def _left_at_gate(self, request: Request, port: StreamPort, rule: Rule) -> None:
+        """Count a request whose eyeball went away while the keys were fetched."""
+        if self.watch is not None:
+            self.watch.finished(request, rule, 0, False, port.traffic(), 0.0)
+        if self._on_access is not None:
+            self._event("finished", request, rule, status=None, whole=False, aborted=True)
+        self._maybe_drained()
+
+    def _accept_flow(self, request: Request, port: StreamPort) -> StreamSink:
+        """Serve a TCP flow of the private network, if the limit of flows allows it."""
+        trace = self.tracing(request.trace) if request.trace and self.tracing is not None else None
+        if self._closed:
+            return self._refuse(request, port, None, UnsupportedError("the connector is closing"))
+        try:
+            self.flows.limiter.take_tcp()
+        except ConnectorError as error:
+            return self._refuse(request, port, None, error)
+        if self._on_access is not None:
+            self._event("request", request, None)
+        if self.watch is not None:
+            self.watch.started(request, None)
+        warp = self.flows.warp
+        settings = OriginSettings(connect_timeout=warp.connect_timeout, tcp_keep_alive=warp.tcp_keep_alive)
+        route = self._flow_route(None, settings)
+        return self._start(PrivateFlow(self, request, port, route, self.flows), trace)
+
+    def _serve(self, request: Request, port: StreamPort, rule: Rule, trace: RequestTrace | None) -> StreamSink:
+        """Serve a request by its rule."""
         service = rule.service
         if service.kind is ServiceKind.STATUS:
             if trace is not None:
@@ -178,22 +237,24 @@ class Dispatcher:
                 self._event("response", request, rule, status=service.status)
                 self._event("finished", request, rule, status=service.status)
             return IGNORE
-        route = self._routes[rule.index]
-        if route is None or self._closed:
-            if self._closed:
-                return self._refuse(request, port, rule, UnsupportedError("the connector is closing"))
-            problem = UnsupportedError(
-                f"this version does not serve `{service.text}` services yet",
-                advice="http, https, ws, wss, unix, unix+tls and http_status services work",
-            )
-            return self._refuse(request, port, rule, problem)
+        if self._closed:
+            return self._refuse(request, port, rule, UnsupportedError("the connector is closing"))
+        if service.kind is ServiceKind.HELLO:
+            return self._start(self._hello.open(self, request, port, rule), trace)
+        route = self._route(rule)
         exchange: Exchange
-        if kind is RequestKind.WEBSOCKET:
+        if isinstance(route, FlowRoute):
+            negotiated = service.kind is ServiceKind.SOCKS or rule.settings.proxy_type == "socks"
+            exchange = (SocksFlow if negotiated else CarriedFlow)(self, request, port, route)
+        elif request.kind is RequestKind.WEBSOCKET:
             interval = rule.settings.ws_keep_alive
             clock = self._clocks.get(interval) if interval else None
             exchange = WebSocketExchange(self, request, port, route, self._drains, clock)
         else:
             exchange = HttpExchange(self, request, port, route)
+        return self._start(exchange, trace)
+
+    def _start(self, exchange: Exchange, trace: RequestTrace | None) -> StreamSink:
         self._active.add(exchange)
         exchange.trace = trace
         if self._on_access is not None or self.watch is not None:
@@ -220,6 +281,9 @@ class Dispatcher:
         self._closed = True
         for exchange in list(self._active):
             exchange.cancel()
+        for gate in list(self._gates):
+            gate.decided()
+        await self._access.close()
         pools = self._pools()
         for pool in pools:
             pool.abort()
@@ -265,16 +329,27 @@ class Dispatcher:
 
     # -- inside
 
-    def _route(self, rule: Rule, contexts: ContextCache) -> Route | None:
-        """Return a rule at work; None for services that need no origin here."""
+    def _make_route(self, rule: Rule, contexts: ContextCache) -> Route | FlowRoute | None:
+        """Return a rule at work; None for services that need no origin."""
         service, settings = rule.service, rule.settings
-        if service.kind is not ServiceKind.HTTP:
-            return None
-        pool = OriginPool(self.loop, service, settings, contexts.get(service, settings))
-        return Route(rule, pool, self._fields)
+        if service.kind is ServiceKind.HTTP:
+            pool = OriginPool(self.loop, service, settings, contexts.get(service, settings))
+            return Route(rule, pool, self._fields)
+        if service.kind in {ServiceKind.TCP, ServiceKind.BASTION, ServiceKind.SOCKS}:
+            return self._flow_route(rule, settings)
+        return None
+
+    def _flow_route(self, rule: Rule | None, settings: OriginSettings) -> FlowRoute:
+        return FlowRoute(rule, settings, self._destinations, self._tcp_drains, self._drains, self._carrier_clock)
+
+    def _route(self, rule: Rule) -> Route | FlowRoute:
+        route = self._routes[rule.index]
+        assert route is not None, f"nothing serves {rule.service.text}"
+        return route
 
     def _pools(self) -> list[OriginPool]:
-        return [*(route.pool for route in self._routes if route is not None), *self._retired]
+        routes = (route.pool for route in self._routes if isinstance(route, Route))
+        return [*routes, *self._retired, *self._destinations.pools]
 
     def _count_failure(self, error: BaseException) -> None:
         self.errors += 1

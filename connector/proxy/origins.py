@@ -100,24 +100,35 @@ class OriginConnection(asyncio.Protocol):
             user.on_origin_data(data)
         elif self._intended is not None:
             self._settle()
-            self.data_received(data)
+            self._successor().data_received(data)
         else:
             # Nobody asked: a time-out message, or garbage behind the last answer.
             self.transport.abort()
 
     def eof_received(self) -> bool:
         """Pass the end on."""
-        self._settle()
+        if self._intended is not None:
+            self._settle()
+            if self._successor() is not self:
+                return bool(self._successor().eof_received())
         user = self.user
         return user.on_origin_eof() if user is not None else False
 
     def connection_lost(self, error: Exception | None) -> None:
         """Pass the loss on."""
-        self._settle()
+        if self._intended is not None:
+            self._settle()
+            if self._successor() is not self:
+                self._successor().connection_lost(error)
+                return
         self.pool.lost(self)
         user, self.user = self.user, None
         if user is not None:
             user.on_origin_lost(error)
+
+    def _successor(self) -> asyncio.Protocol:
+        """Return who gets what the transport brings: a user may have put its own protocol there when it was settled."""
+        return cast("asyncio.Protocol", self.transport.get_protocol())
 
     def pause_writing(self) -> None:
         """Tell the user that the origin is slow."""

@@ -34,40 +34,6 @@ def test_without_configuration_everything_is_503(on_loop: Runner) -> None:
     on_loop(main())
 
 
-@pytest.mark.parametrize("service", ["hello_world", "bastion", "socks-proxy", "tcp://127.0.0.1:1", "ssh://h"])
-def test_services_of_later_versions_are_refused_in_clear_words(service: str, on_loop: Runner) -> None:
-    async def main() -> None:
-        async with rig(service) as it:
-            port = it.websocket()
-            assert (port.status, port.source) == (502, ResponseSource.CONNECTOR)
-            assert service in it.failures()[0]["error"]
-            assert it.failures()[0]["cause"] == "unsupported"
-
-    on_loop(main())
-
-
-def test_private_network_streams_are_refused(on_loop: Runner) -> None:
-    async def main() -> None:
-        async with rig("http_status:200") as it:
-            port = it.open("CONNECT", "", host="10.0.0.1:22", kind=RequestKind.TCP, length=-1)
-            assert (port.status, port.source) == (502, ResponseSource.CONNECTOR)
-            assert "TCP" in it.failures()[0]["error"]
-
-    on_loop(main())
-
-
-def test_a_rule_that_needs_access_lets_nobody_in(on_loop: Runner) -> None:
-    async def main() -> None:
-        access = {"required": True, "teamName": "team", "audTag": ["x"]}
-        async with RawOrigin(answering(OK)) as origin, rig(origin.url, {"access": access}) as it:
-            port = it.open()
-            assert port.status == 502
-            assert "Access" in it.failures()[0]["error"]
-            assert not origin.connections
-
-    on_loop(main())
-
-
 def test_new_rules_serve_new_requests_and_old_ones_finish(on_loop: Runner) -> None:
     gate: asyncio.Event
 
