@@ -15,6 +15,7 @@ from typing import Any
 from connector.errors import ConnectorError, OriginError
 from connector.protocol.ports import ResetCode, ResponseSource, StreamPort
 from connector.proxy.flows import FlowLimitError
+from connector.proxy.socks import SocksError
 
 
 class UnsupportedError(ConnectorError):
@@ -46,6 +47,7 @@ _SOURCE: dict[type[BaseException], ResponseSource] = {
 _KIND: tuple[tuple[type[BaseException], str], ...] = (
     (AccessDeniedError, "access"),
     (AccessError, "access"),
+    (SocksError, "socks"),
     (UnsupportedError, "unsupported"),
     (BadRequestError, "request"),
     (LengthRequiredError, "request"),
