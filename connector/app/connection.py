@@ -36,6 +36,7 @@ from connector.protocol.edge_addresses import EdgeAddress
 from connector.protocol.protocol_choice import AddressTrials, Transport
 from connector.protocol.protocol_race import DialPlan, Reason
 from connector.protocol.reconnect import Action, Failure, RetryState, classify
+from connector.proxy.limits import WS_CLOSE_WAIT
 from connector.transport.link import Link
 from connector.transport.rpc import ConnectionDetails, ConnectionOptions, RegistrationClient
 
@@ -378,9 +379,15 @@ class EdgeConnection:
     async def _drain(self, link: Link, log: Logger) -> None:
         """Serve what is in flight and what still comes, until the edge closes the link or the grace period ends."""
         if not await self._await_close(link, self._grace_left()):
+            await self._say_goodbye(link)
             active = self._state.active_streams()
             if active:
                 log.warn("The grace period is over: requests in flight are cut off", requests=active)
+
+    async def _say_goodbye(self, link: Link) -> None:
+        """Close WebSockets with 1001, and leave the edge a moment to take that."""
+        if self._state.go_away():
+            await self._await_close(link, WS_CLOSE_WAIT)
 
     def _edge_leaves(self, log: Logger) -> None:
         log.info("The edge takes no new requests on this connection; a new one takes over while it drains")
@@ -410,7 +417,9 @@ class EdgeConnection:
                     else:
                         idle = False
         except TimeoutError:
-            log.warn("The grace period is over: requests in flight are cut off", requests=link.in_flight)
+            await self._say_goodbye(link)
+            if link.in_flight > 0:
+                log.warn("The grace period is over: requests in flight are cut off", requests=link.in_flight)
         finally:
             self._drain_scopes.discard(scope)
             link.close()

@@ -44,6 +44,10 @@ RECORDS_SECONDS = 2.0
 """How long the start waits for the edge's TXT records, beside the look-up of its addresses. Later they are asked again
 in the background, and what they say counts for new connections."""
 
+ACCESS_KEYS_VARIABLE = "CONNECTOR_ACCESS_KEYS_URL"
+"""Where the keys of Access teams are fetched instead of at Cloudflare: for tests without a network. Whoever sets it
+decides who passes, so each start says that it is set."""
+
 LOOP_VARIABLE = "CONNECTOR_LOOP"
 
 
@@ -120,6 +124,7 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         on_event=request_log(log),
         access_events=log.output.enabled("debug"),
         flows=make_flows(config),
+        access_keys_url=_access_keys_url(log),
     )
     observation = Observation(config, connector_id, dispatcher, log)
     orchestrator = Orchestrator(dispatcher, log)
@@ -170,6 +175,7 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
             choice=choice,
             book=book,
             active_streams=lambda: dispatcher.active,
+            go_away=dispatcher.go_away,
             orchestrator=orchestrator,
         )
         if config.inspect is not None or config.capture is not None:
@@ -246,6 +252,13 @@ def _records(choice: TransportChoice, log: Logger) -> Callable[[], Awaitable[Non
         choice.learn(shares, features)
 
     return look_up
+
+
+def _access_keys_url(log: Logger) -> str:
+    url = os.environ.get(ACCESS_KEYS_VARIABLE, "")
+    if url:
+        log.warn(f"{ACCESS_KEYS_VARIABLE} is set: Access tokens are checked against keys of {url}, not of Cloudflare")
+    return url
 
 
 def _log_start(config: RunConfig, log: Logger, connector_id: uuid.UUID) -> None:

@@ -31,7 +31,7 @@ class TunnelState:
 
     __slots__ = (
         "active_streams", "book", "choice", "config", "connected", "connection_tasks", "connector_id", "dialler",
-        "links", "locations", "log", "on_change", "on_first_registration", "orchestrator", "policy", "registrations",
+        "go_away", "links", "locations", "log", "on_change", "on_first_registration", "orchestrator", "policy", "registrations",
         "rotation",
         "stop_deadline", "transports",
     )  # fmt: skip
@@ -46,6 +46,7 @@ class TunnelState:
         choice: TransportChoice,
         book: AddressBook,
         active_streams: Callable[[], int],
+        go_away: Callable[[], int] = lambda: 0,
         orchestrator: Orchestrator,
     ) -> None:
         self.config = config
@@ -55,6 +56,8 @@ class TunnelState:
         self.choice = choice
         self.book = book
         self.active_streams = active_streams
+        self.go_away = go_away
+        """Says Close 1001 on every WebSocket; returns on how many it was said so far."""
         self.orchestrator = orchestrator
         self.rotation = TokenRotation(config.token)
         self.policy = RetryPolicy(config.retries)

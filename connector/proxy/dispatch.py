@@ -84,6 +84,7 @@ class Dispatcher:
         )
         self._active: set[Exchange] = set()
         self._gates: set[AccessGate] = set()
+        self._told: set[Exchange] = set()
         self._access = Access(loop, keys_url=access_keys_url)
         self._hello = HelloSite(loop)
         self._destinations = Destinations(loop)
@@ -263,11 +264,12 @@ class Dispatcher:
         return exchange
 
     def go_away(self) -> int:
-        """Say goodbye on every WebSocket (Close 1001, at a frame boundary); return on how many streams it was said.
+        """Say goodbye on every WebSocket (Close 1001, at a frame boundary); return on how many it was said so far.
 
         The links should stay for WS_CLOSE_WAIT, so that what was written leaves and a frame under way can end.
         """
-        return sum(exchange.go_away() for exchange in list(self._active))
+        self._told.update(exchange for exchange in list(self._active) if exchange.go_away())
+        return len(self._told)
 
     async def drain(self, timeout: float) -> bool:
         """Wait until no stream is active, at most `timeout` seconds; return whether that came true."""

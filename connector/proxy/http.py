@@ -281,7 +281,11 @@ class HttpExchange:
         host = self._host()
         if route.rule.settings.http_host_header:
             fields = fields.plus((b"X-Forwarded-Host", request.host))
-        return encode_request_head(request.method, request.target, host, request.headers, framing=framing, own=fields)
+        return encode_request_head(request.method, request.target, host, self._headers(), framing=framing, own=fields)
+
+    def _headers(self) -> Headers:
+        """Return the eyeball's header fields as the origin gets them."""
+        return self.request.headers
 
     def _end_request(self) -> None:
         connection = self._connection

@@ -7,8 +7,9 @@ Never: parses WebSocket frames or sends pings (`ws_splice.py` does).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from connector.errors import ConnectorError, OriginProtocolError
 from connector.protocol.ports import Buffer, Headers, Request, ResetCode, StreamPort
 from connector.proxy.exchange import Owner
 from connector.proxy.http import HttpExchange, Route
@@ -78,6 +79,19 @@ class WebSocketExchange(HttpExchange):
         else:
             super().resume_writing()
 
+    def _headers(self) -> Headers:
+        accepted = self.route.rule.settings.ws_subprotocols
+        return self.request.headers if accepted is None else choose_subprotocol(self.request.headers, accepted)
+
+    def _fail(self, error: ConnectorError) -> None:
+        unnamed = self.route.rule.settings.ws_subprotocols is None
+        if unnamed and isinstance(error, OriginProtocolError) and len(offered_subprotocols(self.request.headers)) > 1:
+            error.advice += (
+                "; or the origin wants one subprotocol and the eyeball offers several, which Mosquitto 2.1 answers by "
+                "closing: set wsSubprotocols of the rule to the one it takes, such as mqtt"
+            )
+        super()._fail(error)
+
     def on_head(self, status: int, headers: Headers) -> None:
         """Answer; a refusal needs nothing more from the edge."""
         super().on_head(status, headers)
@@ -133,6 +147,25 @@ class WebSocketExchange(HttpExchange):
             self._finish()
         else:
             super().cancel()
+
+
+def offered_subprotocols(headers: Headers) -> list[bytes]:
+    """Return what an eyeball offers, its favourite first."""
+    values = [value for name, value in headers if name.lower() == b"sec-websocket-protocol"]
+    return [offer for offer in (part.strip() for part in b",".join(values).split(b",")) if offer]
+
+
+def choose_subprotocol(headers: Headers, accepted: Sequence[str]) -> Headers:
+    """Return `headers` with one subprotocol: the first of `accepted` that is offered, as the eyeball spells it.
+
+    With none in common the offer stays as it is, and the origin decides; with nothing accepted it is left out.
+    """
+    offers = {offer.lower(): offer for offer in reversed(offered_subprotocols(headers))}
+    chosen = next((offers[name] for entry in accepted if (name := entry.lower().encode()) in offers), None)
+    if not offers or (chosen is None and accepted):
+        return headers
+    kept = [field for field in headers if field[0].lower() != b"sec-websocket-protocol"]
+    return kept if chosen is None else [*kept, (b"sec-websocket-protocol", chosen)]
 
 
 def _ignore(data: Buffer) -> None:
