@@ -31,9 +31,8 @@ class TunnelState:
 
     __slots__ = (
         "active_streams", "book", "choice", "config", "connected", "connection_tasks", "connector_id", "dialler",
-        "go_away", "links", "locations", "log", "on_change", "on_first_registration", "orchestrator", "policy", "registrations",
-        "rotation",
-        "stop_deadline", "transports",
+        "go_away", "links", "locations", "log", "on_change", "on_first_registration", "orchestrator", "policy",
+        "registrations", "rotation", "stop_deadline", "transports",
     )  # fmt: skip
 
     def __init__(
