@@ -70,6 +70,12 @@ COMMANDS: dict[str, Command] = {
         tunnel_flags=False,
         raw=True,
     ),
+    "doctor": Command(
+        "connector.app.doctor:doctor",
+        "walk the way of a request and say where it ends",
+        "[URL]",
+        flags=(Flag("json", "bool", help="Print one JSON document instead of a line a hop."),),
+    ),
     "completion": Command(
         "connector.app.completion:completion", "print a completion script", "bash|zsh|fish", tunnel_flags=False
     ),

@@ -49,6 +49,18 @@ Boolean flags take no word after them (--flag or --flag=false); all others do
 flags, then from the environment, then from --config, then the default.
 """
 
+_DOCTOR = """
+Hops, and the exit status when the first thing that fails is that one:
+  10 dns           the edge's addresses    17 origin-dns  the service's name
+  11 udp           QUIC, port 7844         18 origin-tcp  connection to it
+  12 tcp           HTTP/2's, port 7844     19 origin-tls  TLS with it
+  13 tls           with the edge           20 http        an answer of it
+  14 registration  needs a token           21 websocket   for wss:// URLs
+  15 configuration what the edge pushes    22 mqtt        CONNECT of a broker
+  16 rule          which one serves URL     0 everything works
+udp and tcp only warn where the other one works, or --protocol says otherwise.
+"""
+
 _TAIL = """\
 Other flags of cloudflared are accepted, without effect in this version; they
 are listed by: {program} help flags
@@ -104,6 +116,8 @@ def _command(words: str, program: str) -> str:
     text = f"{program} {words} - {command.summary}\n\nUsage:\n  {program} {words}{flags}{arguments}\n"
     if command.flags:
         text += "\nFlags:\n" + "".join(_lines(command.flags))
+    if words == "doctor":
+        text += _DOCTOR
     if command.tunnel_flags:
         text += f"\nIt takes the flags of {program} tunnel run too.\n"
     return text
