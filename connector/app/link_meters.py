@@ -26,6 +26,10 @@ class LinkMeters:
         if link.protocol == "quic":
             COUNTS.add("quic_client_total_connections")
 
+    def local_address(self) -> str:
+        """Give this machine's address as a link has it, or nothing."""
+        return next((link.local_address[0] for link in self._open), "")
+
     def closed(self, link: Link) -> None:
         """Add a closed link's sums up."""
         conn_index = self._open.pop(link, None)

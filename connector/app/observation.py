@@ -1,4 +1,5 @@
-"""Everything by which a run can be watched, put together: meters, access log, metrics address.
+"""Everything by which a run can be watched, put together: meters, access log, tracing, metrics
+address, management.
 
 Owns: the order in which the parts start. In: RunConfig, Dispatcher, Logger. Out: an Observation.
 Never: decides anything about the tunnel.
@@ -13,6 +14,7 @@ from uuid import UUID
 from connector.app.access_log import access_log
 from connector.app.config import RunConfig
 from connector.app.logs import Logger
+from connector.app.management import Management
 from connector.app.meters import Meters
 from connector.app.metrics import Metrics
 from connector.app.metrics_server import MetricsServer
@@ -35,16 +37,24 @@ class Observation:
         self.metrics = Metrics(dispatcher, self.meters)
         self.metrics.hostname = config.quick_hostname
         self.pages = Pages(config, connector_id, dispatcher, self.metrics)
+        self.management = Management(
+            config, connector_id, log, metrics=self.metrics.answer, profiles=self.pages.shared_profiles()
+        )
+        dispatcher.management_host = config.management_host.encode()
+        dispatcher.management = self.management.accept
 
     @asynccontextmanager
     async def serve(self, state: TunnelState) -> AsyncIterator[None]:
         """Serve the metrics address while the tunnel runs. Errors: ConfigError."""
-        self.metrics.state = state
+        self.metrics.state = self.management.state = state
         address = self._config.metrics
-        if address is None:
-            yield
-            return
-        async with MetricsServer(address, self.pages.routes(), self._log) as server:
-            self._log.info(f"Starting metrics server on {server.address}/metrics")
-            yield
-        self._log.info("Metrics server stopped")
+        try:
+            if address is None:
+                yield
+                return
+            async with MetricsServer(address, self.pages.routes(), self._log) as server:
+                self._log.info(f"Starting metrics server on {server.address}/metrics")
+                yield
+            self._log.info("Metrics server stopped")
+        finally:
+            await self.management.close()

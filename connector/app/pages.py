@@ -59,6 +59,10 @@ class Pages:
             "/debug/requests": self.requests,
         }
 
+    def shared_profiles(self) -> Routes:
+        """Give the profiles that management may read too."""
+        return {"/debug/pprof/heap": self.heap, "/debug/pprof/goroutine": self.stacks}
+
     def ready(self, _: Query) -> Answer:
         """200 while a connection is registered."""
         state = self._metrics.state

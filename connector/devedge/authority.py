@@ -39,7 +39,9 @@ EDGE_LEAF_NAMES = (
 )
 """What connectors verify (edge-connection 6.1), and names for programs that look at the port by hand."""
 
-PUBLIC_LEAF_NAMES = ("localhost", "127.0.0.1", "::1", "*.localhost")
+PUBLIC_LEAF_NAMES = (
+    "localhost", "127.0.0.1", "::1", "*.localhost", "management.argotunnel.com", "management.fed.argotunnel.com",
+)  # fmt: skip
 """What visitors always may call the public side. OpenSSL takes no wildcard right below a top-level name, browsers may:
 so each tunnel's NAME.localhost is in the leaf as well."""
 

@@ -19,8 +19,9 @@ from connector.devedge.authority import Authority, StateDir, default_state_dir
 from connector.devedge.events import EventLog
 from connector.devedge.faults import GRAMMAR, parse_faults
 from connector.devedge.forward import parse_route
+from connector.devedge.management import ManagementDesk
 from connector.devedge.server import DevEdge, Settings, tunnel_token
-from connector.devedge.tunnels import Declaration, TunnelStore, check_name, read_config_file
+from connector.devedge.tunnels import Declaration, Tunnel, TunnelStore, check_name, read_config_file
 from connector.errors import ConfigError, ConnectorError, UsageError
 
 EPILOG = f"""\
@@ -28,6 +29,8 @@ commands:
   connector edge [flags]       run the dev edge (without flags: tunnel `dev`)
   connector edge token NAME    print the token of a tunnel, nothing else
   connector edge ca            print the path of the CA file, making the CA
+  connector edge management NAME
+                               print a token for the tunnel's management: connector tail
 
 faults (--fault, repeatable):
 {chr(10).join("  " + line for line in GRAMMAR.splitlines())}
@@ -84,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run `connector edge` with the arguments behind those words; returns the exit status."""
-    if not argv or argv[0] not in ("token", "ca"):
+    if not argv or argv[0] not in ("token", "ca", "management"):
         command, rest = "run", argv
     else:
         command, rest = argv[0], argv[1:]
@@ -93,6 +96,8 @@ def main(argv: list[str]) -> int:
             return _token(rest)
         if command == "ca":
             return _ca(rest)
+        if command == "management":
+            return _management(rest)
         return _run(rest)
     except ConnectorError as error:
         print(f"connector edge: {error}", file=sys.stderr)
@@ -114,7 +119,24 @@ def _token(argv: list[str]) -> int:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file that declares the tunnel")
     parser.add_argument("name", metavar="NAME", help="name of the tunnel")
     args = parser.parse_args(argv)
-    name = check_name(args.name, "connector edge token")
+    print(tunnel_token(_tunnel(args, "token")))
+    return 0
+
+
+def _management(argv: list[str]) -> int:
+    parser = _small_parser("management", "Print a token for the management of a tunnel to stdout; it lasts an hour.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file that declares the tunnel")
+    parser.add_argument("--actor", default="dev@localhost", metavar="NAME", help="who asks; one streams at a time")
+    parser.add_argument("name", metavar="NAME", help="name of the tunnel")
+    args = parser.parse_args(argv)
+    tunnel = _tunnel(args, "management")
+    print(ManagementDesk(StateDir(args.state_dir or default_state_dir())).issue(tunnel, args.actor))
+    return 0
+
+
+def _tunnel(args: argparse.Namespace, command: str) -> Tunnel:
+    """Find the tunnel that the arguments name, making it where no file declares it."""
+    name = check_name(args.name, f"connector edge {command}")
     declaration = Declaration(name)
     if args.config is not None:
         found = {declared.name: declared for declared in read_config_file(args.config)}
@@ -128,8 +150,7 @@ def _token(argv: list[str]) -> int:
     store = TunnelStore(StateDir(args.state_dir or default_state_dir()))
     if args.config is None and not store.knows(name):
         print(f"connector edge: new tunnel {name!r}; serve it with --tunnel {name}", file=sys.stderr)
-    print(tunnel_token(store.resolve([declaration])[0]))
-    return 0
+    return store.resolve([declaration])[0]
 
 
 def _ca(argv: list[str]) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from connector.devedge.events import EventLog
 from connector.devedge.faults import Faults
 from connector.devedge.headers import Head
+from connector.devedge.management import ManagementDesk
 from connector.devedge.registrar import ControlStream, Grant, Refusal, Registration
 from connector.devedge.streams import RawHeaders, Stream, StreamHandler
 from connector.devedge.tunnels import Directory, Tunnel
@@ -41,8 +42,11 @@ PUSH_LIMIT = 15.0
 class Roster:
     """All links, and per tunnel the registered ones in the order of their turns."""
 
-    def __init__(self, events: EventLog, faults: Faults, directory: Directory) -> None:
+    def __init__(
+        self, events: EventLog, faults: Faults, directory: Directory, management: ManagementDesk | None = None
+    ) -> None:
         self.events = events
+        self.management = management
         self.faults = faults
         self.directory = directory
         self.links: set[Link] = set()

@@ -14,6 +14,8 @@ from typing import Protocol
 
 from connector.devedge.connectors import Link, Roster
 from connector.devedge.headers import request_headers, websocket_accept
+from connector.devedge.management import HOSTS as MANAGEMENT_HOSTS
+from connector.devedge.management import ManagementError
 from connector.devedge.streams import RawHeaders, Stream, StreamLostError
 from connector.errors import WireError
 
@@ -105,6 +107,15 @@ class Exchange:
             path=self._target.partition(b"?")[0].decode("latin-1"),
             client=self._client,
         )
+        desk = self._roster.management
+        if desk is not None and host in MANAGEMENT_HOSTS:
+            try:
+                link = desk.route(self._roster, self._target)
+            except ManagementError as error:
+                self._page(error.status, str(error.status), f"{error}.", error.advice)
+                return
+            self._open(link, end_stream=end_stream)
+            return
         tunnel = self._roster.directory.by_host(host)
         if tunnel is None:
             known = ", ".join(self._roster.directory.hostnames)
@@ -116,8 +127,8 @@ class Exchange:
                 " tunnel in --config.",
             )
             return
-        link = self._roster.pick(tunnel)
-        if link is None:
+        picked = self._roster.pick(tunnel)
+        if picked is None:
             self._page(
                 530,
                 "1033",
@@ -125,7 +136,7 @@ class Exchange:
                 f"Print its token with `connector edge token {tunnel.name}` and start a connector with it.",
             )
             return
-        self._open(link, end_stream=end_stream)
+        self._open(picked, end_stream=end_stream)
 
     def _open(self, link: Link, *, end_stream: bool) -> None:
         headers = request_headers(

@@ -22,6 +22,7 @@ from connector.devedge.eyeball import ALPN, PublicSide
 from connector.devedge.faults import Faults
 from connector.devedge.forward import Route, TcpForward, UdpForward, ping_forever
 from connector.devedge.h2link import H2Link
+from connector.devedge.management import ManagementDesk
 from connector.devedge.quickapi import QuickApi
 from connector.devedge.quiclisten import QuicListener
 from connector.devedge.tunnels import Declaration, Directory, Tunnel, TunnelStore, parse_ingress_flags, read_config_file
@@ -125,7 +126,8 @@ class DevEdge:
         self._store = TunnelStore(StateDir(settings.state_dir))
         self._authority = Authority.open(StateDir(settings.state_dir))
         self._quick_tunnels: list[Tunnel] = []
-        self.roster = Roster(self.events, settings.faults, self._read_directory())
+        self.management = ManagementDesk(StateDir(settings.state_dir))
+        self.roster = Roster(self.events, settings.faults, self._read_directory(), self.management)
         self._public_side = PublicSide(self.roster)
         self._public_tls: ssl.SSLContext | None = None
         self._servers: list[asyncio.Server] = []
@@ -159,6 +161,10 @@ class DevEdge:
     def token(self, name: str | None = None) -> str:
         """The token of a tunnel."""
         return tunnel_token(self.tunnel(name))
+
+    def management_token(self, name: str | None = None, actor: str = "dev@localhost") -> str:
+        """A token for the management of a tunnel."""
+        return self.management.issue(self.tunnel(name), actor)
 
     async def wait_event(self, name: str, *, limit: float = 10.0, **fields: Any) -> Event:
         """Wait for the next event of that name whose fields have these values."""
