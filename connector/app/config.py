@@ -260,9 +260,10 @@ def read_token(flags: Flags) -> str:
         with Path(path).open("rb") as file:
             return file.read(TOKEN_LIMIT).decode().strip()
     except (OSError, ValueError) as error:
+        shown = "(hidden: looks like a token)" if looks_like_token(path) else path
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(
-            f"Failed to read token file: {cause}: {path}",
+            f"Failed to read token file: {cause}: {shown}",
             advice="Give the path of a readable text file that holds nothing but the token.",
         ) from None
 
@@ -353,8 +354,9 @@ def split_address(text: str, source: str, *, any_host: bool = False) -> tuple[st
         or (not host and not any_host)
         or (not any_host and int(port) == 0)
     ):
+        shown = "(hidden: looks like a token)" if looks_like_token(text) else text
         raise ConfigError(
-            f'{source}: "{text}" is no address', advice="Write HOST:PORT, such as localhost:7844 or [::1]:7844."
+            f'{source}: "{shown}" is no address', advice="Write HOST:PORT, such as localhost:7844 or [::1]:7844."
         )
     return (host[1:-1] if bracketed else host), int(port)
 

@@ -30,7 +30,7 @@ commands:
   connector edge token NAME    print the token of a tunnel, nothing else
   connector edge ca            print the path of the CA file, making the CA
   connector edge management NAME
-                               print a token for the tunnel's management: connector tail
+                               print a token for `connector tail`
 
 faults (--fault, repeatable):
 {chr(10).join("  " + line for line in GRAMMAR.splitlines())}

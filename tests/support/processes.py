@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import queue
@@ -17,7 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from connector.wire.token import decode_token
+
 Event = dict[str, Any]
+
+SECRETS: set[str] = set()
+"""Texts that no line of any program in any test may show: every token that a test got, and the secrets in them."""
 ROOT = Path(__file__).resolve().parents[2]
 MOSQUITTO = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin")
 
@@ -138,6 +144,22 @@ class Child:
                 self.process.wait(10)
         for reader in self._readers:
             reader.join(5)
+        if kind is None:
+            self.check_no_secret()
+
+    def check_no_secret(self) -> None:
+        """Fail when a line shows a secret; each Child of the suite is looked through at its end."""
+        leaks = [line for line in self.lines if any(secret in line for secret in SECRETS)]
+        assert not leaks, f"{self.command[:4]} shows a secret in {len(leaks)} lines; the first begins {leaks[0][:60]!r}"
+
+
+def know_secret(token: str) -> str:
+    """Let every Child be searched for a token, and for the secret in it in each form it could be printed."""
+    decoded = decode_token(token)
+    raw = decoded.secret
+    forms = {token, base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode(), raw.hex(), repr(raw)[2:-1]}
+    SECRETS.update(text.rstrip("=") for text in forms)
+    return token
 
 
 def connector(*args: str | Path, **kwargs: Any) -> Child:
@@ -159,13 +181,15 @@ class Tunnel:
 
 
 def edge_token(state: Path, name: str = "test") -> str:
-    return subprocess.run(
-        [sys.executable, "-m", "connector", "edge", "token", name, "--state-dir", str(state)],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    ).stdout.strip()
+    return know_secret(
+        subprocess.run(
+            [sys.executable, "-m", "connector", "edge", "token", name, "--state-dir", str(state)],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        ).stdout.strip()
+    )
 
 
 @contextmanager
