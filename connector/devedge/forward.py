@@ -246,9 +246,8 @@ class TcpClient(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected: open the stream."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=HIGH_WATER)
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
+        self.transport.set_write_buffer_limits(high=HIGH_WATER)
         forward = self._forward
         forward.clients.add(self)
         edge, dest = forward.edge, _join(forward.route.dest)
@@ -260,7 +259,7 @@ class TcpClient(asyncio.Protocol):
             self._upstream.stream = link.open_tcp(dest, self._upstream)
         except StreamLostError as error:
             edge.events.emit("tcp_flow_refused", dest=dest, error=str(error))
-            transport.abort()
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes on."""
