@@ -52,6 +52,19 @@ COMMANDS: dict[str, Command] = {
     "tunnel": Command("connector.app.quick:quick", "run a quick tunnel: tunnel --url URL"),
     "tunnel run": Command("connector.app.run:run", "run a tunnel", "[TUNNEL]"),
     "tunnel ready": Command("connector.app.ready:ready", "ask a running connector: status 0 or 1"),
+    "tunnel diag": Command(
+        "connector.app.diag:diag",
+        "collect what a search for a fault needs, in a zip file",
+        flags=(
+            Flag("diag-container-id", metavar="ID", help="Take the log of this Docker container."),
+            Flag("diag-pod-id", metavar="ID", help="Take the log of this Kubernetes pod."),
+            Flag("no-diag-logs", "bool", help="Without the log."),
+            Flag("no-diag-metrics", "bool", help="Without the metrics."),
+            Flag("no-diag-system", "bool", help="Without facts of the machine."),
+            Flag("no-diag-runtime", "bool", help="Without profiles."),
+            Flag("no-diag-network", "bool", help="Without traced routes and pre-checks."),
+        ),
+    ),
     "tail": Command(
         "connector.app.tail:tail",
         "stream a connector's log through the edge",
