@@ -1,0 +1,39 @@
+"""Both kinds of stream transports carry the same link; which one serves is decided by what is installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from connector.transport.h2 import dial_h2
+from connector.transport.tls import edge_context
+from tests.support.aio import run, until
+from tests.support.mini_edge import MiniEdge
+from tests.transport.quic_rig import Acceptor
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_link_works_with_and_without_aiofastnet(
+    tmp_path: Path, installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if installed:
+        pytest.importorskip("aiofastnet")
+    else:
+        monkeypatch.setitem(sys.modules, "aiofastnet", None)
+
+    async def main() -> None:
+        accept = Acceptor()
+        async with MiniEdge(tmp_path) as edge:
+            link = await dial_h2("127.0.0.1", edge.port, context=edge_context(edge.cacert), accept=accept)
+            assert type(link._transport).__module__.startswith("aiofastnet") is installed
+            peer = await edge.accepted()
+            stream = peer.open([])
+            await until(lambda: accept.sinks)
+            stream.send(b"x" * 300_000, end=True)
+            assert await stream.read(300_000) == b"x" * 300_000
+            link.close()
+            await link.wait_closed()
+
+    run(main())
