@@ -1,0 +1,141 @@
+"""WebSocket transparency, judged by the Autobahn test suite: its client talks to an echo server through the tunnel.
+
+What the suite finds through the tunnel must be, case by case, what it finds at the echo server itself, and that is held
+to a strict list: everything OK but for the cases named here. `make autobahn` fetches the suite and runs all of it;
+without it (AUTOBAHN names its folder) this skips loudly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import websockets
+
+from tests.support.processes import tunnel
+
+AUTOBAHN = os.environ.get("AUTOBAHN", "")
+ALL = bool(os.environ.get("AUTOBAHN_ALL"))
+pytestmark = [
+    pytest.mark.skipif(
+        not AUTOBAHN, reason="NO AUTOBAHN SUITE: WebSocket transparency is not judged by it (make autobahn)"
+    ),
+    pytest.mark.timeout(3600),
+]
+
+# The smoke takes one case of each area; the whole run also has limits (9) and compression (12, 13).
+SMOKE = [
+    "1.1.6",
+    "1.2.8",
+    "2.5",
+    "2.10",
+    "3.4",
+    "4.1.5",
+    "5.9",
+    "5.18",
+    "6.2.4",
+    "6.6.1",
+    "7.1.1",
+    "7.5.1",
+    "7.7.9",
+    "10.1.1",
+]
+CASES = ["*"] if ALL else SMOKE
+
+# What the echo server (the `websockets` library) does otherwise than the suite's ideal, with or without a tunnel:
+EAGER = ("3.", "4.1.", "4.2.", "5.15", "6.4.")
+"""It may report an error a moment later than it could be seen, after an echo that was due before: NON-STRICT or OK, as
+the pieces happen to arrive."""
+INFORMATIONAL = {"7.1.6", "7.13.1", "7.13.2"}
+"""The suite only notes what happens."""
+WRONG_CODE = {"7.1.5"}
+"""It answers a Close within a fragmented message with 1002, where the suite wants the code of that Close."""
+
+
+def verdict(case: str, outcome: dict[str, object]) -> tuple[object, ...]:
+    """Return what must be the same everywhere."""
+    behavior = outcome["behavior"]
+    if case.startswith(EAGER) and behavior == "NON-STRICT":
+        behavior = "OK"
+    return behavior, outcome["behaviorClose"], outcome["remoteCloseCode"]
+
+
+def wanted(case: str) -> str:
+    """Return the one behaviour that is expected of the echo server."""
+    return "INFORMATIONAL" if case in INFORMATIONAL else "FAILED" if case in WRONG_CODE else "OK"
+
+
+@contextmanager
+def echo_server() -> Iterator[int]:
+    ready = threading.Event()
+    state: dict[str, object] = {}
+
+    async def echo(talk: websockets.ServerConnection) -> None:
+        try:
+            async for message in talk:
+                await talk.send(message)
+        except websockets.ConnectionClosed:
+            pass
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        async with websockets.serve(echo, "127.0.0.1", 0, max_size=None, ping_interval=None) as server:
+            state["port"] = next(iter(server.sockets)).getsockname()[1]
+            state["end"] = (asyncio.get_running_loop(), stop)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
+    thread.start()
+    assert ready.wait(20)
+    yield int(str(state["port"]))
+    loop, stop = state["end"]  # type: ignore[misc]
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(20)
+
+
+def test_the_tunnel_changes_nothing(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        port = stack.enter_context(echo_server())
+        servers = [{"agent": "direct", "url": f"ws://127.0.0.1:{port}"}]
+        for protocol in ("http2", "quic"):
+            state = tmp_path / protocol
+            state.mkdir()
+            up = stack.enter_context(tunnel(state, f"http://127.0.0.1:{port}", run_args=("--protocol", protocol)))
+            assert up.registered["protocol"] == protocol
+            servers.append({"agent": protocol, "url": f"wss://localhost:{up.port}"})
+        spec = {
+            "outdir": str(tmp_path / "report"),
+            "servers": servers,
+            "cases": CASES,
+            "exclude-cases": [],
+            "exclude-agent-cases": {},
+        }
+        file = tmp_path / "spec.json"
+        file.write_text(json.dumps(spec))
+        subprocess.run(
+            [Path(AUTOBAHN) / "wstest", "-m", "fuzzingclient", "-s", file],
+            check=True,
+            cwd=tmp_path,
+            capture_output=True,
+        )
+    found = json.loads((tmp_path / "report" / "index.json").read_text())
+    assert set(found) == {"direct", "http2", "quic"}
+    direct = {case: verdict(case, outcome) for case, outcome in found["direct"].items()}
+    assert len(direct) >= (500 if ALL else len(SMOKE))
+    unexpected = {case: outcome for case, outcome in direct.items() if outcome[0] != wanted(case)}
+    assert not unexpected, f"the echo server itself does otherwise than listed: {unexpected}"
+    for protocol in ("http2", "quic"):
+        through = {case: verdict(case, outcome) for case, outcome in found[protocol].items()}
+        different = {
+            case: (outcome, direct.get(case)) for case, outcome in through.items() if outcome != direct.get(case)
+        }
+        assert not different, f"over {protocol} otherwise than directly: {different}"
+        assert set(through) == set(direct)
