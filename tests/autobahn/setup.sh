@@ -12,6 +12,7 @@ if ! command -v apt-get >/dev/null || [ "$(uname -m)" != x86_64 ]; then
   echo "autobahn: no apt on x86-64 here, so no Python 2 for the suite" >&2
   exit 3
 fi
+rm -rf "$dir"
 apt=$dir/apt
 mkdir -p "$apt"/{lists/partial,cache/archives/partial,deb} "$dir/root"
 host=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/*$' | head -1)
@@ -39,9 +40,10 @@ chmod +x "$dir/python2"
   --python-version 27 --implementation py --abi none --platform any --only-binary :all: 'setuptools==44.1.1'
 mkdir -p "$dir/site"
 for wheel in "$dir"/pip/*.whl; do "$python3" -m zipfile -e "$wheel" "$dir/site"; done
-"$dir/python2" -m pip install -q --disable-pip-version-check --no-warn-script-location --no-build-isolation \
-  --target "$dir/site2" -r "$(dirname "$0")/requirements.txt" 2>&1 | grep -v DEPRECATION >&2 || true
-sed -i "s|$dir/site\"|$dir/site2:$dir/site\"|" "$dir/python2"
+"$dir/python2" -m pip install -q --disable-pip-version-check --no-warn-script-location --no-build-isolation --no-deps \
+  --target "$dir/suite" -r "$(dirname "$0")/requirements.txt" 2>"$dir/pip.log" || { cat "$dir/pip.log" >&2; exit 1; }
+touch "$dir/suite/zope/__init__.py"  # a namespace by .pth file, which only site-packages has read
+sed -i "s|$dir/site\"|$dir/suite:$dir/site\"|" "$dir/python2"
 cat >"$dir/wstest" <<END
 #!/bin/sh
 exec "$dir/python2" -c 'from autobahntestsuite.wstest import run; run()' "\$@"
