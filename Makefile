@@ -149,6 +149,16 @@ coverage: $(VENV)/dev.stamp broker  ## The tests with branch coverage; report in
 bench: $(VENV)/dev.stamp  ## Connectors side by side; CLOUDFLARED=/path adds the original; ARGS=--quick is short
 	$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: autobahn
+autobahn: $(VENV)/dev.stamp  ## WebSockets judged by the Autobahn suite (its Python 2 comes from Debian); ARGS=--all is long
+	PYTHON=$(CURDIR)/$(BIN)/python tests/autobahn/setup.sh $(CURDIR)/.autobahn
+	AUTOBAHN=$(CURDIR)/.autobahn AUTOBAHN_ALL=$(if $(findstring --all,$(ARGS)),1) \
+	  $(BIN)/python -m pytest tests/integration/test_autobahn.py
+
+.PHONY: bodies
+bodies: $(VENV)/dev.stamp  ## 1 GB bodies over both transports with flat memory (`make test` has smaller ones)
+	SIZE=1024 $(BIN)/python -m pytest --timeout 1800 tests/integration/test_main_job.py -k large_body
+
 .PHONY: fuzz
 fuzz: $(VENV)/dev.stamp  ## Long fuzzing of every decoder (minutes; CI runs a bounded smoke of it)
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/fuzz $(ARGS)

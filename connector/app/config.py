@@ -96,6 +96,7 @@ class RunConfig:
         "token_file",
         "token_given",
         "url",
+        "ws_keep_alive",
     )  # fmt: skip
 
     def __init__(self, token: Token) -> None:
@@ -142,6 +143,8 @@ class RunConfig:
         self.capture: str | None = None
         self.no_redact = False
         self.grace_period = 30.0
+        self.ws_keep_alive = 0.0
+        """Seconds, for rules that set no wsKeepAlive; 0: none."""
         self.retries = 5
         self.rpc_timeout = 5.0
         self.max_active_flows: int | None = None
@@ -183,6 +186,8 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
     config.quic_connection_window = _window(flags, "quic-connection-level-flow-control-limit")
     config.quic_stream_window = _window(flags, "quic-stream-level-flow-control-limit")
     config.address_budget = int(flags.number("max-edge-addr-retries"))
+    config.ws_keep_alive = flags.number("ws-keepalive")
+    _positive(config.ws_keep_alive, "ws-keepalive", zero=True)
     config.grace_period = flags.number("grace-period")
     if config.grace_period > MAX_GRACE:
         raise ConfigError(

@@ -250,6 +250,14 @@ _ORIGIN = [
         metavar="NAME=VALUE",
         help="Add the header Cf-Warp-Tag-NAME: VALUE to requests; repeatable.",
     ),
+    Flag(
+        "ws-keepalive",
+        "duration",
+        "0s",
+        env=("TUNNEL_WS_KEEPALIVE",),
+        metavar="TIME",
+        help="Ping WebSocket visitors after so long without traffic (Cloudflare cuts at 100s; 40s is good); 0: never.",
+    ),
     Flag("icmpv4-src", env=("TUNNEL_ICMPV4_SRC",), metavar="IP", help="Source of pings to private networks over IPv4."),
     Flag(
         "icmpv6-src",

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from connector.protocol.ports import ResponseSource
+from connector.proxy.websocket import choose_subprotocol
 from tests.proxy.conftest import Runner
 from tests.proxy.rig import rig
 from tests.support.aio import until
@@ -294,5 +295,40 @@ def test_close_ends_open_websockets(on_loop: Runner) -> None:
             await it.dispatcher.close()
             assert all(port.reset_code is not None for port in ports)
             assert it.dispatcher.active == 0
+
+    on_loop(main())
+
+
+@pytest.mark.parametrize(
+    ("offered", "accepted", "expected"),
+    [
+        ([b"mqtt, mqttv3.1"], ("mqtt",), [b"mqtt"]),
+        ([b"mqttv3.1,mqtt"], ("mqtt", "mqttv3.1"), [b"mqtt"]),
+        ([b"mqttv3.1", b"MQTT"], ("mqtt",), [b"MQTT"]),
+        ([b"wamp"], ("mqtt",), [b"wamp"]),
+        ([b"mqtt, x"], (), []),
+        ([], ("mqtt",), []),
+        ([b" , "], ("mqtt",), [b" , "]),
+    ],
+)
+def test_the_one_subprotocol(offered: list[bytes], accepted: tuple[str, ...], expected: list[bytes]) -> None:
+    headers = [(b"origin", b"x"), *((b"sec-websocket-protocol", value) for value in offered)]
+    found = choose_subprotocol(headers, accepted)
+    assert [value for name, value in found if name == b"sec-websocket-protocol"] == expected
+    assert (b"origin", b"x") in found
+
+
+def test_a_broker_that_hangs_up_at_a_list_is_explained(on_loop: Runner) -> None:
+    async def script(connection: RawConnection) -> None:
+        await connection.read_head()
+
+    async def main() -> None:
+        async with RawOrigin(script) as origin, rig(origin.url) as it:
+            port = it.websocket(headers=[(b"sec-websocket-protocol", b"mqtt, mqttv3.1")])
+            assert await port.head() == 502
+            assert "wsSubprotocols" in it.failures()[0]["advice"]
+            port = it.websocket(headers=[(b"sec-websocket-protocol", b"mqtt")])
+            assert await port.head() == 502
+            assert "wsSubprotocols" not in it.failures()[1]["advice"]
 
     on_loop(main())

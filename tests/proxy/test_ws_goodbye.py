@@ -246,6 +246,17 @@ def test_no_ping_within_a_frame_nor_while_something_moves(on_loop: Runner) -> No
     on_loop(main())
 
 
+def test_a_flag_turns_it_on_for_all_rules(on_loop: Runner) -> None:
+    async def main() -> None:
+        speaker = Speaker()
+        async with RawOrigin(speaker) as origin, rig(origin.url, ws_keep_alive=0.08) as it:
+            port = await opened(it, speaker)
+            await port.until(lambda: pings(port))
+            port.peer_reset()
+
+    on_loop(main())
+
+
 def test_streams_that_do_not_ask_have_no_clock(on_loop: Runner) -> None:
     async def main() -> None:
         speaker = Speaker()
