@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from connector.proxy.dns_service import parse_resolvers
 from connector.wire.token import Token, decode_token
 
 if TYPE_CHECKING:
+    from connector.proxy.asgi import AsgiSite
+    from connector.proxy.ingress import Ingress
     from connector.transport.outbound_proxy import OutboundProxy
 
 MAX_GRACE = 180.0
@@ -57,12 +59,14 @@ class RunConfig:
     __slots__ = (
         "access_log",
         "address_budget",
+        "applications",
         "bind_address",
         "cacert",
         "capture",
         "dns_resolvers",
         "edges",
         "features",
+        "fixed_ingress",
         "grace_period",
         "ha_connections",
         "icmp_source4",
@@ -116,6 +120,9 @@ class RunConfig:
         """Where the token came from; when that file changes, the connections register again."""
         self.stdin_control = False
         self.prechecks = False
+        self.fixed_ingress: Ingress | None = None
+        """Rules that a program brings, in place of the edge's; `applications` serve some of them."""
+        self.applications: Mapping[str, AsgiSite] = {}
         self.quick_hostname = ""
         """Host name of a quick tunnel."""
         self.post_quantum = False

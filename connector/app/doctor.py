@@ -298,14 +298,13 @@ async def _look_up(config: RunConfig) -> tuple[list[EdgeAddress], str]:
 
 async def _register(walk: Walk, config: RunConfig, usable: list[tuple[str, EdgeAddress]]) -> Any:
     """Register for a moment; give the rules in force then, None when none are known."""
-    import capnp  # noqa: PLC0415  (slow to import)
-
     from connector.app.dialler import Dialler  # noqa: PLC0415
     from connector.app.logs import Logger, LogOutput  # noqa: PLC0415
     from connector.app.orchestrator import LOCAL_VERSION, Orchestrator  # noqa: PLC0415
     from connector.protocol.protocol_choice import Transport  # noqa: PLC0415
     from connector.proxy.dispatch import Dispatcher  # noqa: PLC0415
     from connector.proxy.ingress import DEFAULT_INGRESS, ingress_from_url  # noqa: PLC0415
+    from connector.transport.kj import kj_loop  # noqa: PLC0415  (loads pycapnp)
     from connector.transport.rpc import ConnectionOptions, RegistrationClient  # noqa: PLC0415
 
     protocol, address = usable[0]
@@ -317,7 +316,7 @@ async def _register(walk: Walk, config: RunConfig, usable: list[tuple[str, EdgeA
         dispatcher = Dispatcher(ingress=local or DEFAULT_INGRESS, connector_id=connector_id, loop=loop)
         orchestrator = Orchestrator(dispatcher, log)
         dispatcher.on_configuration = orchestrator.on_configuration
-        async with capnp.kj_loop():
+        async with kj_loop():
             dialler = Dialler(
                 config, dispatcher.accept, orchestrator, quic=protocol == "quic", http2=protocol == "http2"
             )

@@ -30,13 +30,15 @@ class IngressHolder(Protocol):
 class Orchestrator:
     """One per process, shared by all edge connections. Calls are synchronous, so updates are serialised."""
 
-    __slots__ = ("_holder", "_log", "_shut", "version")
+    __slots__ = ("_holder", "_log", "_shut", "fixed", "version")
 
     def __init__(self, holder: IngressHolder, log: Logger) -> None:
         self._holder = holder
         self._log = log
         self._shut = False
         self.version = LOCAL_VERSION
+        self.fixed = False
+        """The rules are the program's own: the edge's are refused."""
 
     def on_configuration(self, body: bytes) -> bytes:
         """Answer one push: `{"version":7,"config":{...}}` to `{"lastAppliedVersion":7,"err":null}`.
@@ -62,6 +64,8 @@ class Orchestrator:
         """Put `config` in force if `version` is news. Gives the error's text, or None; then see `version`."""
         if self._shut:
             return "connector already shut down"
+        if self.fixed:
+            return "this connector's rules are in its program, which takes none from elsewhere"
         if version <= self.version:
             self._log.debug("Configuration is not newer than ours", version=version, current=self.version)
             return None

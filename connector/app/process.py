@@ -15,8 +15,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import capnp
-
 from connector import __version__
 from connector.app.access_log import EVENT_HTTP
 from connector.app.addresses import find_edge
@@ -38,6 +36,7 @@ from connector.app.transport_choice import TransportChoice
 from connector.errors import ConnectorError, DiscoveryError, UsageError, WireError
 from connector.proxy.dispatch import Dispatcher
 from connector.proxy.ingress import DEFAULT_INGRESS, ingress_from_url
+from connector.transport.kj import kj_loop
 from connector.transport.wakeups import Wakeups
 
 RECORDS_SECONDS = 2.0
@@ -128,10 +127,14 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         ws_keep_alive=config.ws_keep_alive,
     )
     observation = Observation(config, connector_id, dispatcher, log)
+    dispatcher.applications = config.applications
     orchestrator = Orchestrator(dispatcher, log)
+    if config.fixed_ingress is not None:
+        dispatcher.set_ingress(config.fixed_ingress)
+        orchestrator.fixed = True
     dispatcher.on_configuration = orchestrator.on_configuration
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(capnp.kj_loop())
+        await stack.enter_async_context(kj_loop())
         stack.push_async_callback(dispatcher.close)
         if config.proxy is not None:
             log.info(f"The edge is reached through the proxy {config.proxy}, over HTTP/2", protocol=config.protocol)

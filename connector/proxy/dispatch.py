@@ -14,9 +14,9 @@ All carry `request` (the Request itself), `kind`, `host`, `path` (never the quer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from connector.errors import ConnectorError
@@ -40,6 +40,9 @@ from connector.proxy.tcp import CarriedFlow, FlowRoute, PrivateFlow, SocksFlow
 from connector.proxy.watch import RequestTrace, Tracing, Watch
 from connector.proxy.websocket import WebSocketExchange
 from connector.proxy.ws_pings import PingClock, PingClocks
+
+if TYPE_CHECKING:
+    from connector.proxy.asgi import AsgiSite  # loaded only where a program brings one
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -73,6 +76,8 @@ class Dispatcher:
         self.management: Acceptor | None = None
         """Serves the requests whose host is `management_host`; set both."""
         self.management_host = b""
+        self.applications: Mapping[str, AsgiSite] = {}
+        """Code that serves rules of this process's own, by the text of their service."""
         self.requests = 0
         self.errors = 0
         self.responses: dict[int, int] = {}
@@ -244,6 +249,8 @@ class Dispatcher:
             return self._refuse(request, port, rule, UnsupportedError("the connector is closing"))
         if service.kind is ServiceKind.HELLO:
             return self._start(self._hello.open(self, request, port, rule), trace)
+        if service.kind is ServiceKind.APPLICATION:
+            return self._start(self.applications[service.text].open(self, request, port, rule), trace)
         route = self._route(rule)
         exchange: Exchange
         if isinstance(route, FlowRoute):

@@ -20,7 +20,10 @@ from connector.proxy.patterns import PathPattern
 
 
 class ServiceKind(Enum):
-    """What a rule's service is. TCP is every scheme that is not HTTP: tcp, ssh, rdp, smb and unknown ones."""
+    """What a rule's service is. TCP is every scheme that is not HTTP: tcp, ssh, rdp, smb and unknown ones.
+
+    APPLICATION is code in this process; no configuration can name it, only the program that this one is a part of.
+    """
 
     HTTP = "http"
     STATUS = "http_status"
@@ -28,6 +31,7 @@ class ServiceKind(Enum):
     BASTION = "bastion"
     SOCKS = "socks-proxy"
     TCP = "tcp"
+    APPLICATION = "application"
 
 
 class Service(msgspec.Struct, frozen=True):
