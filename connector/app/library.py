@@ -178,6 +178,8 @@ class Tunnel:
 
     def _rules(self, ingress: Rules) -> Ingress:
         """Make the rule set; applications get a site each."""
+        if isinstance(ingress, str) and ingress.startswith(("http_status:", "hello_world", "unix:", "unix+tls:")):
+            return self._rules([{"service": ingress}])
         if isinstance(ingress, str):
             return ingress_from_url(ingress)
         if callable(ingress):
