@@ -328,14 +328,15 @@ NO_PROXY = "none"
 
 def _choose_proxy(config: RunConfig, flags: Flags) -> None:
     """Find the way out of an office: --edge-proxy, else what the environment says for the edge."""
+    text, environ = flags.text("edge-proxy"), flags.environ
+    if not text and not any(name.lower() in {"https_proxy", "all_proxy"} for name in environ):
+        return
     from connector.transport import outbound_proxy  # noqa: PLC0415  (few need it)
 
-    text = flags.text("edge-proxy")
     if text:
         if text != NO_PROXY:
             config.proxy = outbound_proxy.parse_proxy(text, "--edge-proxy")
         return
-    environ = flags.environ
     proxy = outbound_proxy.proxy_from_environment(environ)
     if proxy is None:
         return
