@@ -30,7 +30,8 @@ MOST = {"http2": 430, "auto": 480}
 
 ABSENT = {
     "aiohttp", "aioquic", "h2", "h11", "hpack", "websockets", "cryptography", "dns", "yaml", "prometheus_client",
-    "google", "jwt", "aiodocker", "textual", "playwright", "argparse", "difflib", "unittest", "paho", "connector.devedge",
+    "google", "jwt", "aiodocker", "textual",
+    "playwright", "argparse", "difflib", "unittest", "paho", "connector.devedge",
     "connector.inspector", "connector.app.doctor", "connector.app.prechecks", "connector.app.library",
     "connector.proxy.asgi", "connector.transport.discovery", "connector.transport.outbound_proxy",
 }  # fmt: skip
