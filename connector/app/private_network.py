@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from connector.app.config import RunConfig
 from connector.app.logs import Logger
+from connector.app.tracing import trace_request
 from connector.errors import ConfigError
 from connector.protocol.protocol_choice import DATAGRAM_V2, DATAGRAM_V3
 from connector.proxy.dns_service import VirtualDns
@@ -64,7 +65,9 @@ class PrivateLinks:
             log.log(level, message, **fields)
 
         proxy = self._make_icmp(config, loop, log) if icmp else None
-        self.network = PrivateNetwork(flows, loop, icmp=proxy, on_event=on_event)
+        self.network = PrivateNetwork(
+            flows, loop, icmp=proxy, on_event=on_event, tracing=lambda context: trace_request(context, text=True)
+        )
 
     def open(self, conn_index: int) -> LinkDatagrams:
         """Make the sink of a link that is about to be dialled."""

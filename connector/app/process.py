@@ -160,6 +160,7 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
                 config, dispatcher.flows, log, loop=loop, version=lambda: choice.datagram_version
             )
             stack.push_async_callback(dialler.private.close)
+            observation.pages.icmp_sources = dialler.private.icmp_sources
         log.info(f"Initial protocol {choice.initial.value}")
         records = None if config.edges else _records(choice, log)  # an edge that was named by hand has none
         try:

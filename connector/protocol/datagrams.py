@@ -36,6 +36,10 @@ FLOW_LIMITED: Final = "failed to start udp session due to rate limiting: too man
 class FlowOrigin(Protocol):
     """The socket of one flow. No call blocks or raises."""
 
+    @property
+    def local_address(self) -> str:
+        """`ip:port` of this end."""
+
     def send(self, payload: bytes, now: float) -> None:
         """Send one datagram, or drop it and count that."""
 
@@ -58,6 +62,10 @@ class FlowSlots(Protocol):
 
 OnEvent = Callable[[str, str, dict[str, object]], None]
 """Level, message, fields: for the log. Never per packet."""
+
+
+OnPacket = Callable[["DatagramsV2 | DatagramsV3", bytes, float, bytes], None]
+"""An IP packet of the edge: over which connection, the packet, the time, the identity of its trace or nothing."""
 
 
 class Shared:
@@ -153,7 +161,7 @@ class _End:
 
     __slots__ = ("_icmp", "_owned", "_shared", "_waiting", "label", "port")
 
-    def __init__(self, shared: Shared, conn_index: int, icmp: Callable[[_End, bytes, float], None] | None) -> None:
+    def __init__(self, shared: Shared, conn_index: int, icmp: OnPacket | None) -> None:
         self.label = str(conn_index)
         self.port: DatagramPort | None = None
         self._shared = shared
@@ -250,7 +258,7 @@ class DatagramsV3(_End):
                     flow.origin.send(data[v3.PAYLOAD_HEAD :], now)
         elif kind == v3.ICMP:
             if self._icmp is not None:
-                self._icmp(self, data[1:], now)
+                self._icmp(self, data[1:], now, b"")
         elif kind == v3.REGISTRATION:
             try:
                 wanted = v3.decode_registration(data)
@@ -266,6 +274,9 @@ class DatagramsV3(_End):
         if self.port is None or len(packet) > v3.MAX_PAYLOAD:
             return False
         return self.port.send_datagram(v3.encode_icmp(packet))
+
+    def send_spans(self, identity: bytes, spans: bytes) -> None:
+        """Version 3 traces nothing."""
 
     def drop_too_large(self) -> None:
         """See _End."""
@@ -361,7 +372,7 @@ class DatagramsV2(_End):
         self,
         shared: Shared,
         conn_index: int,
-        icmp: Callable[[_End, bytes, float], None] | None,
+        icmp: OnPacket | None,
         tell_end: Callable[[DatagramsV2, bytes, str], None],
     ) -> None:
         super().__init__(shared, conn_index, icmp)
@@ -384,7 +395,16 @@ class DatagramsV2(_End):
             if flow.origin is not None:
                 flow.origin.send(payload, now)
         elif kind != v2.SPANS and self._icmp is not None:
-            self._icmp(self, payload, now)
+            self._icmp(self, payload, now, tail)
+
+    def send_spans(self, identity: bytes, spans: bytes) -> None:
+        """Send what tracing recorded of a packet."""
+        if self.port is not None and len(spans) + v2.IDENTITY_SIZE < v2.MAX_DATAGRAM:
+            self.port.send_datagram(v2.encode(v2.SPANS, identity, spans))
+
+    def session(self, session_id: bytes) -> UdpFlow | None:
+        """Return an open session."""
+        return self._sessions.get(session_id)
 
     def send_icmp(self, packet: bytes) -> bool:
         """See _End."""

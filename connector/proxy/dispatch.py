@@ -298,6 +298,7 @@ class Dispatcher:
         pools = self._pools()
         for pool in pools:
             pool.abort()
+        await self.flows.dns.close()
         try:
             async with asyncio.timeout(limits.CLOSE_WAIT):
                 for pool in pools:

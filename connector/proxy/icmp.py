@@ -23,6 +23,7 @@ from connector.errors import ConfigError, WireError
 from connector.protocol.counts import COUNTS
 from connector.protocol.idle_wheel import IdleWheel
 from connector.wire import icmp
+from connector.wire.otlp import OK, UNSET, Attribute
 
 IDLE_SECONDS: Final = 10.0
 """Life of an unused flow. Precedent: cloudflared."""
@@ -49,6 +50,22 @@ class IcmpEnd(Protocol):
     def send_icmp(self, packet: bytes) -> bool:
         """Send an IP packet to the edge; False when that is not possible."""
 
+    def send_spans(self, identity: bytes, spans: bytes) -> None:
+        """Send what tracing recorded of a packet."""
+
+
+class FlowTrace(Protocol):
+    """The spans of one traced packet or session; each begins where the last one ended."""
+
+    def end(self, name: str, attributes: tuple[Attribute, ...] = (), *, status: int = UNSET, error: str = "") -> None:
+        """End a span."""
+
+    def spans(self) -> bytes:
+        """Give the ended spans as OTLP, once."""
+
+
+FlowTracing = Callable[[bytes], FlowTrace | None]
+"""Gives the trace of a context in text; None when it is not sampled."""
 
 OnEvent = Callable[[str, str, dict[str, object]], None]
 Key = tuple[bytes, bytes, int]
@@ -57,7 +74,7 @@ Key = tuple[bytes, bytes, int]
 class PingFlow:
     """One ping socket: what the edge's `key` (source, destination, identifier) asks of one destination."""
 
-    __slots__ = ("_loop", "_owner", "_socket", "active_at", "end", "idle", "key", "slot")
+    __slots__ = ("_loop", "_owner", "_socket", "active_at", "end", "idle", "key", "slot", "traced")
 
     def __init__(self, owner: IcmpProxy, key: Key, end: IcmpEnd, sock: socket.socket, now: float) -> None:
         self.key = key
@@ -65,10 +82,17 @@ class PingFlow:
         self.active_at = now
         self.idle = IDLE_SECONDS
         self.slot = 0
+        self.traced: tuple[bytes, FlowTrace] | None = None
+        """Identity and trace of the request that opened the flow, until its first reply."""
         self._owner = owner
         self._socket = sock
         self._loop = owner.loop
         self._loop.add_reader(sock, self._on_readable)
+
+    @property
+    def identifier(self) -> int:
+        """The one that the kernel puts into requests."""
+        return int(self._socket.getsockname()[1])
 
     def send(self, message: bytes) -> None:
         """Send an echo request. Errors: OSError."""
@@ -101,8 +125,21 @@ class PingFlow:
             packet = icmp.encode_packet(replier, source, icmp.with_identifier(message, identifier, wanted))
             if self.end.send_icmp(packet):
                 COUNTS.add(_REPLIES)
+                if self.traced is not None:
+                    self._trace_reply(message, str(address[0]))
             else:
                 COUNTS.add(_DROPPED, self.end.label, "read_too_large")
+
+    def _trace_reply(self, message: bytes, replier: str) -> None:
+        assert self.traced is not None
+        identity, trace = self.traced
+        self.traced = None
+        attributes: tuple[Attribute, ...] = (
+            ("originalEchoID", self.key[2]), ("dst", replier), ("echoID", int.from_bytes(message[4:6])),
+            ("seq", int.from_bytes(message[6:8])),
+        )  # fmt: skip
+        trace.end("icmp-echo-reply", attributes, status=OK)
+        self.end.send_spans(identity, trace.spans())
 
 
 class IcmpProxy:
@@ -119,9 +156,13 @@ class IcmpProxy:
         self._wheel: IdleWheel | None = None
         self._wake: Callable[[], None] = lambda: None
         self._on_event: OnEvent = lambda level, message, fields: None
+        self._tracing: FlowTracing | None = None
 
-    def start(self, wheel: IdleWheel, wake: Callable[[], None], on_event: OnEvent) -> None:
-        """Take the process's wheel, what sees to its timer, and the log."""
+    def start(
+        self, wheel: IdleWheel, wake: Callable[[], None], on_event: OnEvent, tracing: FlowTracing | None = None
+    ) -> None:
+        """Take the process's wheel, what sees to its timer, the log, and who traces."""
+        self._tracing = tracing
         self._wheel = wheel
         self._wake = wake
         self._on_event = on_event
@@ -131,8 +172,8 @@ class IcmpProxy:
         """Ping sockets that are open."""
         return len(self._flows)
 
-    def request(self, end: IcmpEnd, packet: bytes, now: float) -> None:
-        """Take a packet of the edge that came over `end`."""
+    def request(self, end: IcmpEnd, packet: bytes, now: float, identity: bytes = b"") -> None:
+        """Take a packet of the edge that came over `end`; `identity` is there when it is traced."""
         try:
             echo = icmp.decode_echo_request(packet)
         except WireError as error:
@@ -147,12 +188,18 @@ class IcmpProxy:
         if flow is not None and flow.end is not end:  # the edge moved: answers belong where the question came from
             self.forget(flow)
             flow = None
+        trace = self._tracing(_context(identity)) if identity and self._tracing is not None else None
+        new = flow is None
         try:
             if flow is None:
                 flow = self._open(end, key, now)
+                flow.traced = None if trace is None else (identity, trace)
             flow.active_at = now
             flow.send(echo.message)
         except OSError as error:
+            if trace is not None:
+                trace.end("icmp-echo-request", _request_attributes(echo), error=error.strerror or str(error))
+                end.send_spans(identity, trace.spans())
             COUNTS.add(_DROPPED, end.label, "write_failed")
             fields: dict[str, object] = {
                 "src": str(ip_address(echo.source)), "dst": str(ip_address(echo.destination)),
@@ -161,6 +208,10 @@ class IcmpProxy:
             self._on_event("error", "Failed to send ICMP packet", fields)
             return
         COUNTS.add(_REQUESTS)
+        if trace is not None:
+            opened = (("newFlow", True), ("port", flow.identifier)) if new else ()
+            trace.end("icmp-echo-request", (*_request_attributes(echo), *opened), status=OK)
+            end.send_spans(identity, trace.spans())
 
     def forget(self, flow: PingFlow) -> None:
         """Let a flow go."""
@@ -199,6 +250,18 @@ class IcmpProxy:
         source = self.source4 if len(echo.source) == 4 else self.source6
         if source is not None and not end.send_icmp(icmp.encode_time_exceeded(packet, echo, source.packed)):
             COUNTS.add(_DROPPED, end.label, "write_failed")
+
+
+def _context(identity: bytes) -> bytes:
+    """Write a packet's trace identity as text, the span ID with all its digits: a shorter one counts as none."""
+    return f"{identity[:16].hex()}:{identity[16:24].hex()}:0:{identity[24]:x}".encode()
+
+
+def _request_attributes(echo: icmp.EchoRequest) -> tuple[Attribute, ...]:
+    return (
+        ("src", str(ip_address(echo.source))), ("dst", str(ip_address(echo.destination))),
+        ("originalEchoID", echo.identifier), ("seq", echo.sequence),
+    )  # fmt: skip
 
 
 def open_ping(source: IPv4Address | IPv6Address, zone: str = "") -> socket.socket:

@@ -18,13 +18,15 @@ from collections import deque
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Final
+from uuid import UUID
 
 from connector.protocol.datagrams import DatagramsV2, DatagramsV3, OnEvent, Shared, UdpFlow
 from connector.protocol.idle_wheel import IdleWheel
 from connector.protocol.ports import DatagramPort
 from connector.proxy.flows import Flows
-from connector.proxy.icmp import IcmpProxy
+from connector.proxy.icmp import FlowTracing, IcmpProxy
 from connector.proxy.session_end import SessionEnd
+from connector.wire.otlp import OK
 
 READ_SIZE: Final = 1500
 """Bytes read of one datagram; what is longer than MAX_PAYLOAD is dropped anyway. Precedent: cloudflared."""
@@ -52,6 +54,12 @@ class UdpOrigin:
         self._reading = True
         self._writing = False
         loop.add_reader(sock, self._on_readable)
+
+    @property
+    def local_address(self) -> str:
+        """See FlowOrigin."""
+        host, port = self._socket.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def send(self, payload: bytes, now: float) -> None:
         """See FlowOrigin."""
@@ -162,11 +170,13 @@ class PrivateNetwork:
         loop: asyncio.AbstractEventLoop,
         *,
         icmp: IcmpProxy | None = None,
+        tracing: FlowTracing | None = None,
         on_event: OnEvent = lambda level, message, fields: None,
     ) -> None:
         self._flows = flows
         self._loop = loop
         self._icmp = icmp
+        self._tracing = tracing
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._wheel = IdleWheel(loop.time())
@@ -174,7 +184,7 @@ class PrivateNetwork:
             open_origin=self._open, slots=flows.limiter, wheel=self._wheel, wake=self.wake, on_event=on_event
         )
         if icmp is not None:
-            icmp.start(self._wheel, self.wake, on_event)
+            icmp.start(self._wheel, self.wake, on_event, tracing)
 
     @property
     def watched(self) -> int:
@@ -189,7 +199,7 @@ class PrivateNetwork:
             end = DatagramsV3(self._shared, conn_index, icmp)
         else:
             end = DatagramsV2(self._shared, conn_index, icmp, self._tell_end)
-        return LinkDatagrams(end, self._loop, self._icmp)
+        return LinkDatagrams(end, self._loop, self._icmp, self._tracing)
 
     async def close(self) -> None:
         """End the timer and what looks for a resolver; flows ended with their links."""
@@ -239,13 +249,20 @@ class PrivateNetwork:
 class LinkDatagrams:
     """The sink of one link, and its answers to the session RPC. Implements DatagramSink."""
 
-    __slots__ = ("_icmp", "_receive", "_time", "end", "version")
+    __slots__ = ("_icmp", "_receive", "_time", "_tracing", "end", "version")
 
-    def __init__(self, end: DatagramsV2 | DatagramsV3, loop: asyncio.AbstractEventLoop, icmp: IcmpProxy | None) -> None:
+    def __init__(
+        self,
+        end: DatagramsV2 | DatagramsV3,
+        loop: asyncio.AbstractEventLoop,
+        icmp: IcmpProxy | None,
+        tracing: FlowTracing | None = None,
+    ) -> None:
         self.end = end
         self.version = end.version
         self._receive: Callable[[bytes, float], None] = end.receive
         self._time = loop.time
+        self._tracing = tracing
         self._icmp = icmp
 
     def attach(self, port: DatagramPort) -> None:
@@ -269,8 +286,21 @@ class LinkDatagrams:
     def register_udp_session(
         self, session_id: bytes, address: bytes, port: int, idle_nanoseconds: int, trace: str
     ) -> tuple[str, bytes]:
-        """See RpcHandlers; nothing is traced here."""
-        return self.end.register_udp_session(session_id, address, port, idle_nanoseconds, self._time()), b""
+        """See RpcHandlers."""
+        traced = self._tracing(trace.encode()) if trace and self._tracing is not None else None
+        error = self.end.register_udp_session(session_id, address, port, idle_nanoseconds, self._time())
+        if traced is None:
+            return error, b""
+        target = ip_address(address)
+        attributes: list[tuple[str, str | int | bool]] = [
+            ("session-id", str(UUID(bytes=session_id))),
+            ("dst", f"{getattr(target, 'ipv4_mapped', None) or target}:{port}"),
+        ]  # fmt: skip
+        flow = self.end.session(session_id) if isinstance(self.end, DatagramsV2) else None
+        if flow is not None and flow.origin is not None:
+            attributes += [("socket-bind-success", True), ("src", flow.origin.local_address)]
+        traced.end("register-session", tuple(attributes), status=OK, error=error)
+        return error, b"" if error else traced.spans()
 
     def unregister_udp_session(self, session_id: bytes, message: str) -> None:
         """See RpcHandlers."""

@@ -12,8 +12,10 @@ from pathlib import Path
 import capnp
 import pytest
 
+from connector.app.tracing import trace_request
 from connector.devedge.datagrams import DatagramDesk, FlowRefusedError
 from connector.devedge.quiclink import QuicLink as EdgeLink
+from connector.devedge.quicrpc import RpcCall
 from connector.devedge.server import DevEdge, Settings
 from connector.protocol.counts import COUNTS
 from connector.proxy.dispatch import Dispatcher
@@ -248,5 +250,30 @@ def test_an_idle_session_is_told_by_an_rpc_that_the_edge_reads(tmp_path: Path) -
             assert ends == ["session idle for 0.5s"] * 5
             await until(lambda: it.network.watched == 0, limit=30)  # the RPC streams too
             await until(lambda: link.open_streams == 1, limit=30)
+
+    run(main(), limit=60)
+
+
+def test_traced_sessions_and_pings_give_spans_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, "qh3") as it, echo() as (_, dest):
+            it.network._tracing = lambda context: trace_request(context, text=True)
+            link, peer = await it.link(0, 2)
+            context = "0123456789abcdeffedcba9876543210:0011223344556677:0:1"
+            for port, error in ((dest[1], ""), (0, "")):
+                session = uuid.uuid4()
+                answer = await RpcCall(peer).call(
+                    lambda server, session=session, port=port: server.registerUdpSession(  # type: ignore[misc]
+                        sessionId=session.bytes, dstIp=b"\x7f\0\0\1", dstPort=port, closeAfterIdleHint=0,
+                        traceContext=context,
+                    ),
+                    lambda answer: (str(answer.result.err), bytes(answer.result.spans)),
+                )  # fmt: skip
+                assert answer[0] == error
+                assert b"register-session" in answer[1]
+                assert str(session).encode() in answer[1]
+                assert f"127.0.0.1:{port}".encode() in answer[1]
+                assert bytes.fromhex(context[:32]) in answer[1]
+            link.abort()
 
     run(main(), limit=60)

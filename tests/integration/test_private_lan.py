@@ -50,7 +50,7 @@ def test_pings_and_udp_reach_a_lan(tmp_path: Path, version: int) -> None:
         tmp_path, version, sys.executable, "-m", "connector", "run", "--edge", "{edge}", "--cacert", "{ca}",
         "--protocol", "quic", "--token-file", "{token_file}", *features(version),
     )  # fmt: skip
-    assert held == EXPECTED
+    assert held == EXPECTED | ({"traced"} if version == 2 else set())
 
 
 @pytest.mark.skipif(not CLOUDFLARED, reason="NO CLOUDFLARED BINARY: the same is not asked of the real thing")
@@ -61,4 +61,6 @@ def test_cloudflared_does_the_same(tmp_path: Path, version: int) -> None:
         "--protocol", "quic", "--no-prechecks", "--metrics", "127.0.0.1:0", "run", *features(version), "--token-file",
         "{token_file}",
     )  # fmt: skip
-    assert held - {line for line in held if line.startswith("exceeded fe80")} >= EXPECTED - {"exceeded fd09::1"}
+    assert held - {line for line in held if line.startswith("exceeded fe80")} >= EXPECTED - {"exceeded fd09::1"} | (
+        {"traced"} if version == 2 else set()
+    )

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.support.processes import Tunnel, tunnel
 
 
@@ -62,8 +60,8 @@ def features(version: int) -> tuple[str, ...]:
     return ("--features", "support_datagram_v3_2") if version == 3 else ()
 
 
-@pytest.mark.parametrize("version", [2, 3])
-def test_udp_through_a_forwarded_port(tmp_path: Path, version: int) -> None:
+def test_udp_through_a_forwarded_port(tmp_path: Path) -> None:
+    version = 3
     with (
         udp_origin() as origin,
         tunnel(
@@ -100,25 +98,3 @@ def test_a_dead_origin_is_told_to_the_edge(tmp_path: Path) -> None:
             client.send(b"hello")
             event = path.edge.event("udp_session_ended")
         assert event["message"] == "Connection refused"
-
-
-@pytest.mark.parametrize("version", [2, 3])
-def test_the_limit_of_flows(tmp_path: Path, version: int) -> None:
-    with (
-        udp_origin() as origin,
-        tunnel(
-            tmp_path, "http_status:204", edge_args=("--udp", f"127.0.0.1:0={origin}"),
-            run_args=("--protocol", "quic", "--max-active-flows", "1", *features(version)),
-        ) as path,
-    ):  # fmt: skip
-        address = listen_address(path, "udp")
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
-        ):
-            one.connect(address)
-            two.connect(address)
-            assert ask(one, b"hello")
-            two.send(b"hello")
-            assert "too many active flows" in path.edge.event("udp_flow_refused")["error"]
-            assert ask(one, b"still here")

@@ -91,6 +91,25 @@ async def pings(desk: DatagramDesk) -> None:
     assert (await desk.ping(DEVICE4, "10.9.0.2", limit=30)).kind == 0
 
 
+async def traced(desk: DatagramDesk) -> None:
+    """A traced ping of version 2 brings two packets of spans with the same identity: of the request, of the reply."""
+    identity = bytes.fromhex("0123456789abcdeffedcba9876543210 0011223344556677 01")
+    spans: list[bytes] = []
+    desk.link.datagram_listeners.append(lambda data: spans.append(data) if data[-1] == 3 else None)
+    packet = echo_request(b"\x64\x60\0\7", b"\x0a\x09\0\2", 4242, 1, 64, b"traced")
+    for _ in range(30):
+        assert desk.link.send_datagram(packet + identity + b"\x02")
+        try:
+            await until(lambda: any(b"icmp-echo-reply" in data for data in spans), limit=1)
+        except AssertionError:
+            continue
+        break
+    assert any(b"icmp-echo-request" in data for data in spans), spans
+    assert any(b"icmp-echo-reply" in data for data in spans), spans
+    assert all(data[-26:-1] == identity for data in spans)
+    print("traced", flush=True)
+
+
 async def udp(desk: DatagramDesk) -> None:
     for host in ("10.9.0.2", "fd09::2"):
         came: list[bytes] = []
@@ -127,6 +146,8 @@ async def main(state: Path, version: int, command: list[str]) -> None:
                 assert desk.version == version
                 await pings(desk)
                 await udp(desk)
+                if version == 2:
+                    await traced(desk)
             except BaseException:
                 print(child.text, file=sys.stderr, flush=True)
                 raise
