@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from connector.protocol.counts import Histogram
+from connector.protocol.counts import COUNTS, Histogram
 from connector.protocol.ports import Request, RequestKind
 from connector.proxy.ingress import Rule
 
@@ -78,6 +78,9 @@ class Meters:
         """Count a request in."""
         self.requests += 1
         self.active += 1
+        if rule is None and request.kind is RequestKind.TCP:
+            COUNTS.add("cloudflared_tcp_total_sessions")
+            COUNTS.add("cloudflared_tcp_active_sessions")
         if rule is not None:
             meter = self.meter(rule)
             meter.requests += 1
@@ -96,6 +99,8 @@ class Meters:
     ) -> None:
         """Count a request out."""
         self.active -= 1
+        if rule is None and request.kind is RequestKind.TCP:
+            COUNTS.add("cloudflared_tcp_active_sessions", by=-1)
         failed, self._failed = self._failed, False
         if whole and not failed:
             self.responses[status] = self.responses.get(status, 0) + 1

@@ -47,6 +47,8 @@ class Observation:
     async def serve(self, state: TunnelState) -> AsyncIterator[None]:
         """Serve the metrics address while the tunnel runs. Errors: ConfigError."""
         self.metrics.state = self.management.state = state
+        if state.dialler.private is not None:
+            self.pages.icmp_sources = state.dialler.private.icmp_sources
         address = self._config.metrics
         try:
             if address is None:

@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from connector.app.access_log import EVENT_HTTP
 from connector.app.addresses import find_edge
 from connector.app.config import RunConfig
 from connector.app.dialler import Dialler
-from connector.app.logs import Logger, capture_stdlib
+from connector.app.logs import MASK, Logger, capture_stdlib
 from connector.app.malloc import keep_freed_memory
 from connector.app.observation import Observation
 from connector.app.orchestrator import Orchestrator
@@ -273,9 +273,21 @@ def _log_start(config: RunConfig, log: Logger, connector_id: uuid.UUID) -> None:
     log.info(f"OS: {sys.platform}, Python: {platform.python_version()}, loop: {loop}, arch: {platform.machine()}")
     if config.settings:
         log.info("Settings: map[" + " ".join(f"{name}:{text}" for name, text in config.settings.items()) + "]")
+    if environment := shown_environment(os.environ):
+        log.info(f"Environmental variables {environment}")
     log.info(f"Generated Connector ID: {connector_id}")
     if config.url is None:
         log.debug("Requests get 503 until the edge pushes a configuration")
+
+
+def shown_environment(environ: Mapping[str, str]) -> str:
+    """Give the variables of cloudflared's family as it prints them, secrets masked; empty when there are none."""
+    shown = []
+    for name, value in sorted(environ.items()):
+        if "TUNNEL_" in f"{name}={value}" and "=" not in value:
+            secret = any(word in name for word in ("TOKEN", "SECRET", "KEY", "CRED")) and not name.endswith("_FILE")
+            shown.append(f"{name}:{MASK if secret else value}")
+    return f"map[{' '.join(shown)}]" if shown else ""
 
 
 def _raise_file_limit() -> None:

@@ -215,7 +215,7 @@ class Dispatcher:
 
     def _accept_flow(self, request: Request, port: StreamPort) -> StreamSink:
         """Serve a TCP flow of the private network, if the limit of flows allows it."""
-        trace = self.tracing(request.trace) if request.trace and self.tracing is not None else None
+        trace = self.tracing(request.trace, text=True) if request.trace and self.tracing is not None else None
         if self._closed:
             return self._refuse(request, port, None, UnsupportedError("the connector is closing"))
         try:

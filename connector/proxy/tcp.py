@@ -16,9 +16,11 @@ import hashlib
 import ipaddress
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final
 
 from connector.errors import ConnectorError, OriginDialError, OriginError, WireError
+from connector.protocol.counts import COUNTS
 from connector.protocol.ports import Buffer, Headers, Request, ResetCode, StreamPort
 from connector.proxy import limits
 from connector.proxy.carrier import CarriedSplice, answer_close
@@ -176,10 +178,13 @@ class Flow:
 
     def on_dial_failed(self, error: OriginError) -> None:
         """Answer 502."""
+        COUNTS.add("cloudflared_proxy_connect_streams_errors")
         self._fail(error)
 
     def _answer(self) -> None:
         self.status = 101
+        if self.started:
+            COUNTS.observe("cloudflared_proxy_connect_latency", (monotonic() - self.started) * 1000)
         if self.trace is not None:
             self.port.spans = self.trace.connected()
         self.port.respond(101, switch_headers(self.request))
