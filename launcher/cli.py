@@ -14,9 +14,17 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from launcher import stack_commands
+
 EXIT_USAGE = 2
 
-DESCRIPTION = "Run an MQTT broker behind a tunnel connector."
+DESCRIPTION = """\
+Run an MQTT broker behind a tunnel connector, set up as a careful operator would.
+
+  launcher up --token-file token      broker and connector, in containers or as
+                                      processes; prints users and the public URL
+  launcher status | logs -f | doctor  look at it
+  launcher down                       stop it; the data stays"""
 
 DEMO_DESCRIPTION = """\
 Start a broker, a dev edge and a connector on this machine, send MQTT messages
@@ -90,11 +98,18 @@ def parser() -> argparse.ArgumentParser:
         help="port of the public side (default: 8443 if it is free, else any free one)",
     )
     demo.add_argument(
+        "--engine",
+        choices=("native", "docker", "podman"),
+        default="native",
+        help="run the three as processes, or as containers (default: %(default)s)",
+    )
+    demo.add_argument(
         "--keep",
         type=Path,
         metavar="DIR",
         help="keep CA, password and the broker's data in DIR, and use them again",
     )
+    stack_commands.add(commands, _Parser)
     return top
 
 
@@ -111,6 +126,10 @@ def main(argv: list[str] | None = None) -> int:
     if sys.platform == "win32":
         print("launcher: needs Linux or macOS (on Windows: WSL)", file=sys.stderr)
         return 1
+    if arguments.command != "demo":
+        return stack_commands.run(arguments)
+    if arguments.engine != "native":
+        return stack_commands.run_demo(arguments)
     from launcher.demo import Demo, Options  # noqa: PLC0415 - `--help` should not wait for paho
     from launcher.view import Console  # noqa: PLC0415
 

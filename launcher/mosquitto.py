@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import credentials
+from launcher import brokerconf, credentials
 from launcher.errors import HopError
 from launcher.processes import Child, LineCallback
 
@@ -29,12 +29,6 @@ LOOPBACK = "127.0.0.1"
 SEARCH = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/opt/homebrew/bin", "/usr/local/bin")
 ADDRESS_TRIES = 5
 """Mosquitto cannot pick a port itself, so a free one may be taken before it binds: try others."""
-
-MAX_PACKET_BYTES = 1_048_576
-MAX_CONNECTIONS = 1_000
-MAX_QUEUED_MESSAGES = 1_000
-MAX_QUEUED_BYTES = 16_777_216
-MAX_INFLIGHT = 20
 
 INSTALL_ADVICE = (
     "install Mosquitto (Debian, Ubuntu: apt install mosquitto; macOS: brew install mosquitto), or use --broker embedded"
@@ -111,49 +105,17 @@ def broker_identity() -> tuple[int, int] | None:
 
 
 def configuration(version: tuple[int, int, int], mqtt_port: int, ws_port: int, *, user: str | None = None) -> str:
-    """Text of mosquitto.conf in the dialect of `version`; paths are relative to the broker's directory."""
-    lines = [
-        "# Written by `launcher demo`; every start replaces it.",
-        "allow_anonymous false",
-        "password_file passwords",
-        "acl_file acl",
-        "",
-        "# Bounds: packets, queues per client, clients.",
-        f"max_packet_size {MAX_PACKET_BYTES}",
-        f"max_queued_messages {MAX_QUEUED_MESSAGES}",
-        f"max_queued_bytes {MAX_QUEUED_BYTES}",
-        f"max_inflight_messages {MAX_INFLIGHT}",
-    ]
-    if version >= (2, 1, 0):
-        lines.append(f"global_max_connections {MAX_CONNECTIONS}")
-    lines += [
-        "",
-        "persistence true",
-        "persistence_location data",
-        "autosave_interval 60",
-        "persistent_client_expiration 14d",
-        "",
-        "# Debug tells about single messages (topic and size, never the payload).",
-        "log_dest stderr",  # 2.0 buffers standard output when it is a pipe: lines would come minutes late
-        "log_type error",
-        "log_type warning",
-        "log_type notice",
-        "log_type information",
-        "log_type subscribe",
-        "log_type debug",
-        "connection_messages true",
-        "log_timestamp false",
-        "sys_interval 10",
-        "set_tcp_nodelay true",
-    ]
-    if user is not None:
-        lines.append(f"user {user}")
-    for port, protocol in ((mqtt_port, "mqtt"), (ws_port, "websockets")):
-        lines += ["", f"listener {port} {LOOPBACK}", f"protocol {protocol}", f"max_connections {MAX_CONNECTIONS}"]
-        if protocol == "websockets":
-            # 2.0 hands the address to libwebsockets, which listens on every interface unless IPv6 is off too.
-            lines.append("socket_domain ipv4")
-    return "\n".join(lines) + "\n"
+    """Text of the demo's mosquitto.conf in the dialect of `version`; paths are relative to the broker's directory."""
+    shape = brokerconf.Shape(
+        listeners=(
+            brokerconf.Listener(mqtt_port, "mqtt", LOOPBACK),
+            brokerconf.Listener(ws_port, "websockets", LOOPBACK),
+        ),
+        user=user,
+        written_by="`launcher demo`",
+        debug=True,  # tells about single messages (topic and size, never the payload)
+    )
+    return brokerconf.configuration(brokerconf.Dialect(version), shape)
 
 
 def write_private(path: Path, text: str, identity: tuple[int, int] | None = None) -> None:

@@ -35,6 +35,9 @@ STEP_SECONDS = 10.0
 """Longest wait for one answer. Everything is on this machine: what takes longer is stuck."""
 
 CHECK_TOPIC = "health/selfcheck"
+PROXY_LOCAL = b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
+"""PROXY protocol 2, command LOCAL: a connection of the proxy's own, for checks (its specification, section 2.2)."""
+
 REFUSALS = {134, 135}
 """Bad user name or password; not authorized (MQTT 5 section 3.2.2.2). Brokers answer either, and paho translates the
 two codes of MQTT 3.1.1 to them."""
@@ -49,15 +52,25 @@ class Target:
     ws_path: str | None = None
     cafile: Path | None = None
     mqtt5: bool = True
+    proxied: bool = False
+    """The listener wants a PROXY protocol header first (Mosquitto 2.1's `enable_proxy_protocol`)."""
+
+    secure: bool = False
+    """TLS with the CAs of the system; `cafile` implies TLS too."""
+
+    @property
+    def tls(self) -> bool:
+        """Whether there is TLS."""
+        return self.secure or self.cafile is not None
 
     def context(self) -> ssl.SSLContext:
-        """TLS settings as any client would have them: the edge's CA, and the name checked."""
-        return ssl.create_default_context(cafile=str(self.cafile))
+        """TLS settings as any client would have them: the edge's CA or the system's, and the name checked."""
+        return ssl.create_default_context(cafile=str(self.cafile) if self.cafile is not None else None)
 
     @property
     def url(self) -> str:
         """The address as MQTT clients write it."""
-        scheme = ("mqtt" if self.ws_path is None else "ws") + ("s" if self.cafile else "")
+        scheme = ("mqtt" if self.ws_path is None else "ws") + ("s" if self.tls else "")
         return f"{scheme}://{self.host}:{self.port}{self.ws_path or ''}"
 
 
@@ -85,9 +98,12 @@ class _Client(mqtt.Client):
     """paho that remembers its socket: when the WebSocket handshake fails it forgets to close it."""
 
     dialled: socket.socket | None = None
+    preamble = b""
 
     def _create_socket_connection(self) -> socket.socket:
         self.dialled = super()._create_socket_connection()
+        if self.preamble:
+            self.dialled.sendall(self.preamble)
         return self.dialled
 
     def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
@@ -118,9 +134,11 @@ class Session:
             reconnect_on_failure=False,
         )
         self._client.connect_timeout = STEP_SECONDS
+        if target.proxied:
+            self._client.preamble = PROXY_LOCAL
         if target.ws_path is not None:
             self._client.ws_set_options(path=target.ws_path)
-        if target.cafile is not None:
+        if target.tls:
             self._client.tls_set_context(target.context())
         if user is not None:
             self._client.username_pw_set(user, password)
@@ -212,7 +230,7 @@ class Session:
 def explain_upgrade(target: Target) -> str:
     """Ask for the WebSocket once more by plain HTTP and say what came instead of 101; empty when it cannot be said."""
     connection: http.client.HTTPConnection
-    if target.cafile is not None:
+    if target.tls:
         connection = http.client.HTTPSConnection(target.host, target.port, timeout=5, context=target.context())
     else:
         connection = http.client.HTTPConnection(target.host, target.port, timeout=5)
@@ -245,9 +263,24 @@ def check_listener(target: Target, user: User, *, cancelled: threading.Event | N
     return (time.monotonic() - begun) * 1000.0
 
 
+def round_trip(target: Target, user: User, topic: str, *, cancelled: threading.Event | None = None) -> float:
+    """CONNECT, SUBSCRIBE, a QoS 1 message to itself; returns milliseconds. RefusedError, HopError."""
+    begun = time.monotonic()
+    with Session(target, user.name, user.password, cancelled=cancelled) as session:
+        session.connect()
+        session.subscribe(topic)
+        payload = secrets.token_hex(16).encode()
+        code = session.publish(topic, payload)
+        if code >= 128:
+            raise HopError(PUBLISH, f"the broker refused the message: reason code {code}")
+        session.receive(topic, payload)
+    return (time.monotonic() - begun) * 1000.0
+
+
 def check_tls(target: Target) -> str:
     """A TLS handshake with the public side; returns the version."""
-    advice = f"check by hand: openssl s_client -connect {target.host}:{target.port} -CAfile {target.cafile}"
+    advice = f"check by hand: openssl s_client -connect {target.host}:{target.port}"
+    advice += f" -CAfile {target.cafile}" if target.cafile is not None else ""
     try:
         with (
             socket.create_connection((target.host, target.port), STEP_SECONDS) as plain,
@@ -282,14 +315,14 @@ def run(target: Target, demo: User, health: User, report: Report, *, cancelled: 
         report(Step(hop, detail, (now - begun) * 1000.0))
         begun = now
 
-    if target.cafile is not None:
+    if target.tls:
         done(TLS, f"{check_tls(target)}, certificate verified")
     with Session(target, health.name, health.password, cancelled=cancelled) as session:
         try:
             session.connect()
         except RefusedError as error:
             raise HopError(CONNECT, f"user {health.name!r} was refused: {error}") from error
-        done(CONNECT, f"accepted over {'wss' if target.cafile else 'ws'} (MQTT {'5' if target.mqtt5 else '3.1.1'})")
+        done(CONNECT, f"accepted over {'wss' if target.tls else 'ws'} (MQTT {'5' if target.mqtt5 else '3.1.1'})")
         session.subscribe(CHECK_TOPIC)
         done(SUBSCRIBE, f"{CHECK_TOPIC} granted with QoS 1")
         payload = secrets.token_hex(16).encode()

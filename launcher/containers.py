@@ -1,0 +1,798 @@
+"""A stack as two containers on a private network, over the Docker Engine API (Docker, and Podman's imitation of it).
+
+Owns: creating, adopting, updating, stopping them in the right order; waiting; their logs.
+In: `Wanted`. Out: what `Engine` promises; progress lines; StackError.
+Never: publishes a port, puts a secret into a command line, an environment or an image; deletes data unasked.
+
+Strategy. Files go into named volumes through the archive API, owned by the user that reads them: that works with a
+remote engine and without root, where bind mounts with the right owner do not. A hash of each container's description
+is its label; `up` leaves alone what has the right one. Podman runs no health checks without systemd, so readiness is
+found out here, by running the same command in the container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import http.client
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher import brokerconf, engineapi, selfcheck
+from launcher import containerspec as spec
+from launcher.accounts import CHECK_TOPIC
+from launcher.brokerconf import Dialect
+from launcher.credentials import User
+from launcher.engineapi import explained, run_in
+from launcher.errors import HopError
+from launcher.stack import (
+    BROKER,
+    CONNECTOR,
+    METRICS_PORT,
+    Check,
+    LogLine,
+    Progress,
+    ServiceState,
+    Wanted,
+    configuration_checks,
+    last_error,
+)
+from launcher.stackdir import CONNECTOR_IMAGE, Settings, StackError
+from launcher.stackdir import explained as stored
+
+if TYPE_CHECKING:
+    import aiodocker
+
+SOURCE = Path(__file__).resolve().parents[1]
+"""Where the Dockerfile is, when this runs from the source tree."""
+
+BROKER_SECONDS = 45.0
+"""Until the broker answers its health check; it needs 0.3 s, a database of a gigabyte on a slow disk some more."""
+
+STABLE_SECONDS = 0.3
+FETCH_SECONDS = 3.0
+PROBE_SECONDS = 60.0
+FOLLOW_QUEUE = 1_000
+"""Log lines between the engine and a slow terminal; past it the engine's stream waits."""
+
+PROBE = r"""
+PATH="$PATH:/usr/sbin:/usr/local/sbin"
+mosquitto -h 2>&1 | sed -n 's/.*mosquitto version /version /p' | head -n 1
+for d in /usr/lib /usr/lib64 /usr/local/lib /usr/lib/*-linux-gnu; do
+  if [ -f "$d/mosquitto_password_file.so" ] && [ -f "$d/mosquitto_acl_file.so" ]; then echo "plugins $d"; break; fi
+done
+command -v mosquitto_rr >/dev/null || echo "lacks mosquitto_rr"
+if said=$( { head -c 65536 /dev/zero >/mosquitto/data/.probe && rm /mosquitto/data/.probe; } 2>&1 ); then
+  echo writable
+else
+  rm -f /mosquitto/data/.probe; echo "unwritable $said"
+fi
+if [ -f /mosquitto/config/candidate.conf ]; then
+  sed 's/^persistence .*/persistence false/' /mosquitto/config/candidate.conf >/tmp/candidate.conf
+  if mosquitto -h 2>&1 | grep -q test-config; then
+    said=$(mosquitto -c /tmp/candidate.conf --test-config 2>&1); code=$?
+  else
+    said=$(timeout 1 mosquitto -c /tmp/candidate.conf 2>&1); code=$?
+    case $code in 124|143) code=0;; esac
+  fi
+  echo "candidate $code"
+  echo "$said" | grep -i -E 'error|unable|invalid|unknown' | head -n 3 | sed 's/^/said /'
+fi
+"""
+"""Run once in the broker's image as the broker's user, with its volumes: what is it, can it write, is the new
+configuration good. 2.1's --test-config saves an empty database when it ends, hence `persistence false` for it."""
+
+
+class Containers:
+    """One stack on one engine. Make it with `open`; `close` it."""
+
+    def __init__(self, client: aiodocker.Docker, title: str, settings: Settings) -> None:
+        self.client = client
+        self.title = title
+        self.settings = settings
+
+    @classmethod
+    async def open(cls, kind: engineapi.Kind, settings: Settings) -> Containers:
+        """Connect to the engine; StackError when there is none."""
+        client, title = await engineapi.connect(kind)
+        return cls(client, title, settings)
+
+    async def close(self) -> None:
+        """Close the connection to the engine; the stack stays."""
+        await self.client.close()
+
+    # Finding what is there.
+
+    async def _find(self, name: str) -> tuple[Any, dict[str, Any]] | None:
+        """The container of that name and what the engine knows of it."""
+        import aiodocker  # noqa: PLC0415
+
+        async with explained(f"looking for {name}"):
+            try:
+                container = await self.client.containers.get(name)
+                return container, await container.show()
+            except aiodocker.DockerError as error:
+                if error.status == 404:
+                    return None
+                raise
+
+    async def existing(self) -> dict[str, Any] | None:
+        """Settings of a stack of our name that somebody made on this engine; None when there is none."""
+        found = await self._find(spec.broker_name(self.settings.name))
+        if found is None:
+            return None
+        text = (found[1]["Config"].get("Labels") or {}).get(spec.LABEL_SETTINGS)
+        try:
+            facts = json.loads(text) if text else None
+        except ValueError:
+            facts = None
+        return facts if isinstance(facts, dict) else None
+
+    async def stored_files(self) -> dict[str, str]:
+        """Users, rules, the health user's password and the token, out of the volumes of an existing stack."""
+        result: dict[str, str] = {}
+        wanted = (
+            (spec.broker_name(self.settings.name), spec.CONFIG, ("passwords", "acl", "health/password")),
+            (spec.connector_name(self.settings.name), spec.CONNECTOR_DIR, ("token",)),
+        )
+        for name, folder, files in wanted:
+            found = await self._find(name)
+            if found is None:
+                continue
+            for file in files:
+                async with explained(f"reading {file} of {name}", missing_ok=True):
+                    tar = await found[0].get_archive(f"{folder}/{file}")
+                    with contextlib.closing(tar):
+                        member = tar.next()
+                        data = tar.extractfile(member) if member is not None else None
+                        if data is not None:
+                            result[file] = data.read().decode("utf-8", "replace")
+        return result
+
+    def _ours(self, facts: dict[str, Any], name: str) -> None:
+        """StackError when the container is somebody else's."""
+        labels = facts["Config"].get("Labels") or {}
+        if labels.get(spec.LABEL_STACK) != self.settings.name:
+            raise StackError(
+                f"the name {name} is taken by a container that is not ours ({facts['Config'].get('Image')})",
+                advice=f"choose another name (launcher up --name NAME), or remove it: docker rm -f {name}",
+            )
+        if labels.get(spec.LABEL_ID) != self.settings.id:
+            raise StackError(
+                f"{name} belongs to a stack with the same name and another directory",
+                advice="use that directory (--state-dir), or choose another name (--name)",
+            )
+
+    # Up.
+
+    async def up(self, wanted: Wanted, progress: Progress) -> Dialect:
+        """Broker healthy, then the connector, then registered; what runs as wanted already is left alone."""
+        settings = self.settings
+        progress("engine", self.title)
+        for name in (spec.broker_name(settings.name), spec.connector_name(settings.name)):
+            found = await self._find(name)
+            if found is not None:
+                self._ours(found[1], name)
+        await self._images(progress)
+        await self._network()
+        own = brokerconf.read(wanted.own_config) if wanted.own_config is not None else None
+        dialect = await self._probe(wanted, progress)
+        await self._up_broker(wanted, own, dialect, progress)
+        await self._up_connector(wanted, progress)
+        return dialect
+
+    async def _images(self, progress: Progress) -> None:
+        settings = self.settings
+        if not await engineapi.has_image(self.client, settings.broker_image):
+            progress(BROKER, f"pulling {settings.broker_image}")
+            await engineapi.pull(self.client, settings.broker_image, lambda text: progress(BROKER, text))
+        if await engineapi.has_image(self.client, settings.connector_image):
+            return
+        if (SOURCE / "Dockerfile").is_file() and settings.connector_image == CONNECTOR_IMAGE:
+            progress(CONNECTOR, f"building {settings.connector_image} from {SOURCE}")
+            await engineapi.build(self.client, SOURCE, settings.connector_image, lambda text: progress(CONNECTOR, text))
+        else:
+            progress(CONNECTOR, f"pulling {settings.connector_image}")
+            await engineapi.pull(self.client, settings.connector_image, lambda text: progress(CONNECTOR, text))
+
+    async def _network(self) -> None:
+        import aiodocker  # noqa: PLC0415
+
+        name = spec.network_name(self.settings.name)
+        async with explained(f"creating the network {name}"):
+            try:
+                facts = await (await self.client.networks.get(name)).show()
+            except aiodocker.DockerError as error:
+                if error.status != 404:
+                    raise
+                config = {"Name": name, "Driver": "bridge", "CheckDuplicate": True}
+                config["Labels"] = {spec.LABEL_STACK: self.settings.name, spec.LABEL_ID: self.settings.id}
+                await self.client.networks.create(config)
+                return
+        if (facts.get("Labels") or {}).get(spec.LABEL_STACK) != self.settings.name:
+            raise StackError(
+                f"the name {name} is taken by a network that is not ours",
+                advice="choose another name (launcher up --name NAME), or remove it",
+            )
+
+    async def _probe(self, wanted: Wanted, progress: Progress) -> Dialect:
+        """Run PROBE in the broker's image; StackError for what would keep the broker from working."""
+        settings = self.settings
+        name = f"{settings.name}-probe"
+        await self._remove(name)
+        broker = spec.broker_spec(settings, None)
+        config = {
+            **broker,
+            "Entrypoint": ["sh", "-c"],
+            "Cmd": [PROBE],
+            "Labels": spec.labels(settings, "probe"),
+            "HostConfig": {**broker["HostConfig"], "NetworkMode": "none", "RestartPolicy": {"Name": "no"}},
+            "Healthcheck": {"Test": ["NONE"]},
+        }
+        del config["NetworkingConfig"]
+        async with explained(f"looking into {settings.broker_image}"):
+            async with asyncio.timeout(PROBE_SECONDS):
+                container = await self.client.containers.create(config, name=name)
+        try:
+            if wanted.own_config is not None:
+                await self._put(container, spec.CONFIG, {"candidate.conf": wanted.own_config}, spec.BROKER_UID)
+            async with explained(f"looking into {settings.broker_image}"):
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await container.start()
+                    await container.wait()
+                lines = "".join(await container.log(stdout=True, stderr=True)).splitlines()
+        finally:
+            await self._remove(name)
+        facts = [line.partition(" ")[::2] for line in lines if line]
+        said = dict(reversed(facts))
+        return self._understand(said, [rest for word, rest in facts if word == "said"], lines, progress)
+
+    def _understand(self, said: dict[str, str], complaints: list[str], lines: list[str], progress: Progress) -> Dialect:
+        image, volume = self.settings.broker_image, spec.data_volume(self.settings.name)
+        parts = said.get("version", "").split()[:1]
+        numbers = parts[0].split(".") if parts else []
+        if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
+            shown = "; ".join(lines[-3:])[:300]
+            raise StackError(f"{image} holds no Mosquitto that tells its version: {shown}", advice="see --broker-image")
+        dialect = Dialect((int(numbers[0]), int(numbers[1]), int(numbers[2])), said.get("plugins", ""))
+        if dialect.version < (2, 0, 0):
+            raise StackError(f"{image} holds Mosquitto {dialect}: 2.0 is needed", advice="see --broker-image")
+        if "lacks" in said:
+            raise StackError(
+                f"{image} has no {said['lacks']}, which the health check needs", advice="see --broker-image"
+            )
+        if "unwritable" in said:
+            why = said["unwritable"].rpartition(": ")[2] or "it cannot be written"
+            full = "no space" in why.lower()
+            advice = (
+                "its disk is full: make room, then run `launcher up` again"
+                if full
+                else f"give it to the broker's user: docker run --rm -u 0 -v {volume}:/d {image} chown -R 1883:1883 /d"
+            )
+            raise StackError(f"the broker cannot write to the volume {volume}: {why}", advice=advice)
+        if said.get("candidate", "0") != "0":
+            raise StackError(
+                f"Mosquitto {dialect} refuses that configuration: {'; '.join(complaints) or 'it ends at once'}",
+                advice="mend the file given with --config; the running broker was not touched",
+            )
+        progress(BROKER, f"Mosquitto {dialect}" + (" with file plugins" if dialect.plugins else ""))
+        return dialect
+
+    async def _put(self, container: Any, folder: str, files: dict[str, str], uid: int) -> None:
+        async with explained(f"writing files into {folder}"):
+            await container.put_archive(folder, spec.archive(files, uid))
+
+    async def _remove(self, name: str) -> None:
+        found = await self._find(name)
+        if found is not None:
+            async with explained(f"removing {name}", missing_ok=True):
+                await found[0].delete(force=True, v=True)
+
+    async def _create(self, name: str, config: dict[str, Any], settings_label: bool) -> Any:
+        config = {**config, "Labels": dict(config["Labels"])}
+        if settings_label:
+            config["Labels"][spec.LABEL_SETTINGS] = json.dumps(asdict(self.settings))
+        async with explained(f"creating {name}"):
+            return await self.client.containers.create(config, name=name)
+
+    async def _up_broker(
+        self, wanted: Wanted, own: brokerconf.Reading | None, dialect: Dialect, progress: Progress
+    ) -> None:
+        settings = self.settings
+        name = spec.broker_name(settings.name)
+        text = wanted.own_config
+        if text is None:
+            text = spec.broker_conf(dialect, settings)
+        config = spec.broker_spec(settings, own)
+        digest = spec.digest(config, text)
+        config["Labels"][spec.LABEL_HASH] = digest
+        files = spec.account_files(wanted.passwords, wanted.acl, wanted.health_password)
+        found = await self._find(name)
+        if found is not None and found[1]["Config"]["Labels"].get(spec.LABEL_HASH) == digest:
+            container, facts = found
+            await self._put(container, spec.CONFIG, {**files, "mosquitto.conf": text}, spec.BROKER_UID)
+            if facts["State"].get("Running"):
+                progress(BROKER, "runs as wanted already")
+                async with explained(f"reloading {name}"):
+                    await container.kill(signal="HUP")
+            else:
+                async with explained(f"starting {name}"):
+                    await container.start()
+        else:
+            if found is not None:
+                progress(BROKER, "replacing it: its settings or image changed; the data stays")
+                await self._stop(found[0], name, spec.BROKER_STOP_SECONDS)
+                await self._remove(name)
+            container = await self._create(name, config, True)
+            await self._put(container, spec.CONFIG, {**files, "mosquitto.conf": text}, spec.BROKER_UID)
+            progress(BROKER, "starting")
+            async with explained(f"starting {name}"):
+                await container.start()
+        await self._wait_broker(container, own)
+        progress(BROKER, "healthy: it took a QoS 1 message" if own is None else "healthy: it answers")
+
+    async def _wait_broker(self, container: Any, own: brokerconf.Reading | None) -> None:
+        command = spec.HEALTH_COMMAND if own is None else spec.ALIVE_COMMAND.format(port=spec.broker_port(own))
+        deadline = time.monotonic() + BROKER_SECONDS
+        said = ""
+        while time.monotonic() < deadline:
+            facts = await self._show(container)
+            if facts["State"].get("Status") in {"exited", "dead"} or facts.get("RestartCount", 0) > 2:
+                break
+            if facts["State"].get("Running"):
+                try:
+                    status, said = await run_in(container, ["sh", "-c", command], limit=20)
+                except StackError:
+                    if not (await self._show(container))["State"].get("Restarting"):
+                        raise
+                    status = 1
+                if status == 0:
+                    return
+            await asyncio.sleep(STABLE_SECONDS)
+        lines = await self._tail(container, 6)
+        await self._give_up(container)
+        raise StackError(
+            f"the broker did not become healthy: {said.strip()[:200] or 'it ends'}; last lines: {' | '.join(lines)}",
+            advice="it was stopped and its data kept; mend the cause, then run `launcher up` again",
+        )
+
+    async def _give_up(self, container: Any) -> None:
+        """A broker that restarts for ever helps nobody: stop it."""
+        with contextlib.suppress(StackError):
+            await self._stop(container, "the broker", 5)
+
+    async def _show(self, container: Any) -> dict[str, Any]:
+        async with explained(f"asking for the state of {container.id[:12]}"):
+            facts: dict[str, Any] = await container.show()
+            return facts
+
+    async def _tail(self, container: Any, count: int) -> list[str]:
+        lines: list[str] = []
+        async with explained("reading the log", missing_ok=True):
+            chunks = await container.log(stdout=True, stderr=True, tail=count)
+            lines = [line for line in "".join(chunks).splitlines() if line.strip()][-count:]
+        return lines
+
+    async def _up_connector(self, wanted: Wanted, progress: Progress) -> None:
+        settings = self.settings
+        name = spec.connector_name(settings.name)
+        config = spec.connector_spec(settings, ca=wanted.connector_ca is not None)
+        digest = spec.digest(config, spec.sealed(settings, wanted.token), wanted.connector_ca or "")
+        config["Labels"][spec.LABEL_HASH] = digest
+        files = {"token": wanted.token}
+        if wanted.connector_ca is not None:
+            files["edge-ca.pem"] = wanted.connector_ca
+        found = await self._find(name)
+        if found is not None and found[1]["Config"]["Labels"].get(spec.LABEL_HASH) == digest:
+            container = found[0]
+            if found[1]["State"].get("Running"):
+                progress(CONNECTOR, "runs as wanted already")
+            else:
+                async with explained(f"starting {name}"):
+                    await container.start()
+        else:
+            if found is not None:
+                progress(CONNECTOR, "replacing it: its token, settings or image changed")
+                await self._stop(found[0], name, spec.CONNECTOR_STOP_SECONDS)
+                await self._remove(name)
+            container = await self._create(name, config, False)
+            await self._put(container, spec.CONNECTOR_DIR, files, spec.CONNECTOR_UID)
+            progress(CONNECTOR, "starting")
+            async with explained(f"starting {name}"):
+                await container.start()
+        await self._wait_connector(container, wanted.wait_seconds, progress)
+
+    async def _wait_connector(self, container: Any, seconds: float, progress: Progress) -> None:
+        deadline = time.monotonic() + seconds
+        pause = 0.2
+        while time.monotonic() < deadline:
+            ready = await self.fetch("/ready")
+            if isinstance(ready, dict) and ready.get("readyConnections"):
+                count = ready["readyConnections"]
+                progress(CONNECTOR, f"registered: {count} connection{'s' if count != 1 else ''} to the edge")
+                return
+            facts = await self._show(container)
+            if facts["State"].get("Status") in {"exited", "dead"} or facts.get("RestartCount", 0) > 1:
+                break
+            await asyncio.sleep(pause)
+            pause = min(1.0, pause * 1.5)
+        lines = await self._tail(container, 60)
+        facts = await self._show(container)
+        why = last_error(lines) or (lines[-1] if lines else "it said nothing")
+        if facts["State"].get("Status") in {"exited", "dead"} or facts.get("RestartCount", 0) > 1:
+            await self._stop(container, "the connector", 5)
+            raise StackError(
+                f"the connector ends instead of registering: {why}",
+                advice="it was stopped, the broker runs; mend the cause (a wrong token?), then run `launcher up` again",
+            )
+        raise StackError(
+            f"the connector is not registered after {seconds:.0f} s: {why}",
+            advice="both go on running and it keeps trying; watch it with: launcher logs -f connector",
+        )
+
+    # Down and restart.
+
+    async def _stop(self, container: Any, name: str, seconds: int) -> None:
+        async with explained(f"stopping {name}", missing_ok=True):
+            await container.stop(t=seconds, timeout=seconds + 30)
+
+    async def down(self, progress: Progress, *, volumes: bool = False) -> bool:
+        """Connector drains and goes, broker saves and goes, then the network."""
+        settings, did = self.settings, False
+        for name, seconds, service in (
+            (spec.connector_name(settings.name), spec.CONNECTOR_STOP_SECONDS, CONNECTOR),
+            (spec.broker_name(settings.name), spec.BROKER_STOP_SECONDS, BROKER),
+            (f"{settings.name}-probe", 1, BROKER),
+        ):
+            found = await self._find(name)
+            if found is None:
+                continue
+            self._ours(found[1], name)
+            did = True
+            if found[1]["State"].get("Running"):
+                progress(service, "stopping" + (": it drains first" if service == CONNECTOR else ": it saves first"))
+                await self._stop(found[0], name, seconds)
+            await self._remove(name)
+            progress(service, "gone")
+        import aiodocker  # noqa: PLC0415
+
+        network = spec.network_name(settings.name)
+        async with explained(f"removing the network {network}", missing_ok=True):
+            found_network = await self.client.networks.get(network)
+            if ((await found_network.show()).get("Labels") or {}).get(spec.LABEL_ID) == settings.id:
+                await found_network.delete()
+                did = True
+        if volumes:
+            for volume in (spec.config_volume, spec.data_volume, spec.connector_volume):
+                try:
+                    async with explained(f"removing the volume {volume(settings.name)}"):
+                        await self._delete_volume(volume(settings.name))
+                        did = True
+                except StackError as error:
+                    if not (isinstance(error.__cause__, aiodocker.DockerError) and error.__cause__.status == 404):
+                        raise
+        return did
+
+    async def _delete_volume(self, name: str) -> None:
+        from aiodocker.volumes import DockerVolume  # noqa: PLC0415
+
+        volume: Any = DockerVolume(self.client, name)  # type: ignore[no-untyped-call]
+        await volume.delete()
+
+    async def restart(self, services: Sequence[str], progress: Progress, wait_seconds: float = 60.0) -> None:
+        """Connector down first and up last, so that it drains while the broker is still there."""
+        settings = self.settings
+        found = {}
+        for service, name in (
+            (BROKER, spec.broker_name(settings.name)),
+            (CONNECTOR, spec.connector_name(settings.name)),
+        ):
+            if service in services:
+                one = await self._find(name)
+                if one is None:
+                    raise StackError(f"there is no {service} to restart", advice="launcher up makes it")
+                self._ours(one[1], name)
+                found[service] = one[0]
+        if CONNECTOR in found:
+            progress(CONNECTOR, "stopping: it drains first")
+            await self._stop(found[CONNECTOR], CONNECTOR, spec.CONNECTOR_STOP_SECONDS)
+        if BROKER in found:
+            progress(BROKER, "stopping: it saves first")
+            await self._stop(found[BROKER], BROKER, spec.BROKER_STOP_SECONDS)
+            async with explained("starting the broker"):
+                await found[BROKER].start()
+            own = _own_reading(settings)
+            await self._wait_broker(found[BROKER], own)
+            progress(BROKER, "healthy")
+        if CONNECTOR in found:
+            async with explained("starting the connector"):
+                await found[CONNECTOR].start()
+            await self._wait_connector(found[CONNECTOR], wait_seconds, progress)
+
+    # Looking at it.
+
+    async def states(self) -> list[ServiceState]:
+        """Both containers as the engine sees them."""
+        result = []
+        for service, name in (
+            (BROKER, spec.broker_name(self.settings.name)),
+            (CONNECTOR, spec.connector_name(self.settings.name)),
+        ):
+            found = await self._find(name)
+            if found is None:
+                result.append(ServiceState(service))
+                continue
+            facts = found[1]
+            state = facts["State"]
+            health = (state.get("Health") or {}).get("Status") or ""
+            one = ServiceState(
+                service=service,
+                state=str(state.get("Status")),
+                health="" if health == "none" else health,
+                what=str(facts["Config"].get("Image")),
+                restarts=int(facts.get("RestartCount") or 0),
+                since=str(state.get("StartedAt") or "").partition(".")[0],
+            )
+            if (facts["Config"].get("Labels") or {}).get(spec.LABEL_ID) != self.settings.id:
+                one.detail = "not of this stack"
+            elif state.get("Status") == "exited":
+                one.detail = f"exit status {state.get('ExitCode')}" + (
+                    ", out of memory" if state.get("OOMKilled") else ""
+                )
+            result.append(one)
+        return result
+
+    async def _address(self, service: str) -> str | None:
+        name = spec.broker_name(self.settings.name) if service == BROKER else spec.connector_name(self.settings.name)
+        found = await self._find(name)
+        if found is None or not found[1]["State"].get("Running"):
+            return None
+        networks = found[1]["NetworkSettings"].get("Networks") or {}
+        address = (networks.get(spec.network_name(self.settings.name)) or {}).get("IPAddress")
+        return str(address) if address else None
+
+    async def fetch(self, path: str) -> Any:
+        """The connector's answer: straight to its address where that can be reached, else from inside."""
+        address = await self._address(CONNECTOR)
+        if address is None:
+            return None
+        body = await asyncio.to_thread(_get, address, path)
+        if body is None:
+            found = await self._find(spec.connector_name(self.settings.name))
+            if found is None:
+                return None
+            with contextlib.suppress(StackError):
+                script = (
+                    "import sys,urllib.request as u,urllib.error as e\n"
+                    f"try: r=u.urlopen('http://127.0.0.1:{METRICS_PORT}{path}',timeout=3)\n"
+                    "except e.HTTPError as x: r=x\n"
+                    "sys.stdout.write(r.read(65536).decode())"
+                )
+                status, text = await run_in(found[0], ["python3", "-c", script], limit=20)
+                body = text if status == 0 else None
+        try:
+            return json.loads(body) if body else None
+        except ValueError:
+            return None
+
+    async def broker_check(self, user: str, password: str, ws: bool, proxied: bool) -> float:
+        """From here where the broker's address can be reached, else from inside the connector's container."""
+        address = await self._address(BROKER)
+        if address is None:
+            raise StackError("the broker does not run", advice="launcher up")
+        port = 9001 if ws else 1883
+        if await asyncio.to_thread(_reachable, address, port):
+            target = selfcheck.Target(address, port, "/mqtt" if ws else None, proxied=proxied)
+            try:
+                return await asyncio.to_thread(selfcheck.round_trip, target, User(user, password, ()), CHECK_TOPIC)
+            except (HopError, selfcheck.RefusedError) as error:
+                raise StackError(f"{target.url}: {error}", advice="see: launcher logs broker") from error
+        found = await self._find(spec.connector_name(self.settings.name))
+        if found is None:
+            raise StackError("the broker's address cannot be reached from here", advice="launcher up")
+        request = {"host": "mosquitto", "port": port, "ws": ws, "user": user, "password": password, "proxied": proxied}
+        # The connector's image holds this package too; the password goes over its standard input.
+        status, text = await run_in(
+            found[0], ["python3", "-m", "launcher.probe"], stdin=json.dumps(request).encode() + b"\n"
+        )
+        try:
+            answer = json.loads(text.splitlines()[-1])
+        except (ValueError, IndexError):
+            raise StackError(
+                f"the check inside the connector's container ended with status {status}: {text.strip()[-200:]}",
+                advice="only this project's image can run it",
+            ) from None
+        if "ms" not in answer:
+            raise StackError(str(answer.get("error")), advice="see: launcher logs broker")
+        return float(answer["ms"])
+
+    async def reload(self, passwords: str, acl: str, health_password: str) -> None:
+        """New files, SIGHUP, a check; the old files again when the broker does not take them."""
+        name = spec.broker_name(self.settings.name)
+        found = await self._find(name)
+        if found is None:
+            return  # not up: the files of the next start
+        container, facts = found
+        self._ours(facts, name)
+        before = await self.stored_files()
+        await self._put(container, spec.CONFIG, spec.account_files(passwords, acl, health_password), spec.BROKER_UID)
+        if not facts["State"].get("Running"):
+            return
+        async with explained("reloading the broker"):
+            await container.kill(signal="HUP")
+        try:
+            await self._wait_healthy_again(container)
+        except StackError as error:
+            old = spec.account_files(
+                before.get("passwords", ""), before.get("acl", ""), before.get("health/password", "")
+            )
+            await self._put(container, spec.CONFIG, old, spec.BROKER_UID)
+            async with explained("going back to the old users and rules"):
+                await container.restart(t=10)
+            await self._wait_healthy_again(container)
+            raise StackError(
+                f"the broker did not take the change: {error}", advice="it has its old users and rules again"
+            ) from error
+
+    async def _wait_healthy_again(self, container: Any) -> None:
+        if self.settings.own_config:
+            return
+        said = ""
+        for _ in range(10):
+            facts = await self._show(container)
+            if facts["State"].get("Running"):
+                status, said = await run_in(container, ["sh", "-c", spec.HEALTH_COMMAND], limit=20)
+                if status == 0:
+                    return
+            await asyncio.sleep(STABLE_SECONDS)
+        raise StackError(f"its health check fails: {said.strip()[:200]}")
+
+    async def examine(self) -> list[Check]:
+        """Images, volumes, ports, limits, the configuration in the volume."""
+        checks = [Check("engine", True, self.title)]
+        settings = self.settings
+        for image in (settings.broker_image, settings.connector_image):
+            good = await engineapi.has_image(self.client, image)
+            checks.append(Check("image", good, image if good else f"{image} is missing", "launcher up fetches it"))
+        for service, name in (
+            (BROKER, spec.broker_name(settings.name)),
+            (CONNECTOR, spec.connector_name(settings.name)),
+        ):
+            found = await self._find(name)
+            if found is None or not found[1]["State"].get("Running"):
+                checks.append(Check(service, False, f"{name} does not run", "launcher up"))
+                continue
+            host = found[1]["HostConfig"]
+            published = {port for port, where in (found[1]["NetworkSettings"].get("Ports") or {}).items() if where}
+            checks.append(
+                Check(
+                    "ports",
+                    not published,
+                    f"{name} publishes {', '.join(sorted(published))}" if published else f"{name} publishes none",
+                    "remove it and run launcher up: the tunnel needs no open port",
+                )
+            )
+            loose = [word for word, good in (
+                ("a writable root", host.get("ReadonlyRootfs")),
+                ("capabilities", host.get("CapDrop")),
+                ("no memory limit", host.get("Memory")),
+            ) if not good]  # fmt: skip
+            if loose:
+                text = f"{name} has {', '.join(loose)}"
+                checks.append(Check("limits", None, text, "was it made by hand? launcher down, then launcher up"))
+            if service == BROKER:
+                checks += await self._examine_broker(found[0])
+        return checks
+
+    async def _examine_broker(self, container: Any) -> list[Check]:
+        volume = spec.data_volume(self.settings.name)
+        script = f"head -c 65536 /dev/zero >{spec.DATA}/.probe && rm {spec.DATA}/.probe"
+        status, said = await run_in(container, ["sh", "-c", script])
+        text = f"{volume} can be written" if status == 0 else f"{volume}: {said.strip().rpartition(': ')[2]}"
+        checks = [Check("volume", status == 0, text, "make room, or give it to uid 1883; nothing is saved until then")]
+        status, conf = await run_in(container, ["cat", f"{spec.CONFIG}/mosquitto.conf"])
+        return checks + configuration_checks(conf if status == 0 else "")
+
+    # Logs.
+
+    async def logs(self, services: Sequence[str], *, follow: bool, tail: int) -> AsyncIterator[LogLine]:
+        """Lines of both; when one restarts, its stream is taken up again."""
+        names = {BROKER: spec.broker_name(self.settings.name), CONNECTOR: spec.connector_name(self.settings.name)}
+        if not follow:
+            lines: list[LogLine] = []
+            for service in services:
+                found = await self._find(names[service])
+                if found is None:
+                    continue
+                async with explained(f"reading the log of {names[service]}"):
+                    chunks = await found[0].log(stdout=True, stderr=True, timestamps=True, tail=tail)
+                lines += [_log_line(service, raw) for raw in "".join(chunks).splitlines() if raw]
+            for line in sorted(lines, key=lambda line: line.time):
+                yield line
+            return
+        queue: asyncio.Queue[LogLine | StackError] = asyncio.Queue(FOLLOW_QUEUE)
+        tasks = [
+            asyncio.create_task(self._follow(service, names[service], tail, queue), name=f"logs {service}")
+            for service in services
+        ]
+        try:
+            while True:
+                item = await queue.get()
+                if isinstance(item, StackError):
+                    raise item
+                yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _follow(self, service: str, name: str, tail: int, queue: asyncio.Queue[LogLine | StackError]) -> None:
+        since, options = "", {"tail": str(tail)}
+        try:
+            while True:
+                found = await self._find(name)
+                if found is not None:
+                    async with explained(f"following the log of {name}", missing_ok=True):
+                        stream = found[0].log(
+                            stdout=True, stderr=True, follow=True, timestamps=True, timeout=None, **options
+                        )
+                        pending = ""
+                        async for chunk in stream:
+                            *whole, pending = (pending + chunk).split("\n")
+                            for raw in whole:
+                                line = _log_line(service, raw)
+                                if raw and line.time > since:
+                                    since = line.time
+                                    await queue.put(line)
+                    options = {"since": _unix(since)} if since else options
+                await asyncio.sleep(0.5)  # the stream ends with the container, also when that comes back
+        except StackError as error:
+            await queue.put(error)
+
+
+def _own_reading(settings: Settings) -> brokerconf.Reading | None:
+    if settings.own_config is None:
+        return None
+    with stored(settings.own_config):
+        return brokerconf.read(Path(settings.own_config).read_text(encoding="utf-8"))
+
+
+def _log_line(service: str, raw: str) -> LogLine:
+    stamp, _, text = raw.partition(" ")
+    return LogLine(service, stamp, text.rstrip())
+
+
+def _unix(stamp: str) -> str:
+    """Seconds and nanoseconds as the logs API wants `since`."""
+    whole, _, fraction = stamp.rstrip("Z").partition(".")
+    try:
+        moment = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.UTC)
+    except ValueError:
+        return "0"
+    return f"{int(moment.timestamp())}.{(fraction + '000000000')[:9]}"
+
+
+def _get(address: str, path: str) -> str | None:
+    connection = http.client.HTTPConnection(address, METRICS_PORT, timeout=FETCH_SECONDS)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.read(1_048_576).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def _reachable(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
