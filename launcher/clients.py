@@ -161,12 +161,14 @@ def without_clients_note(place: Place) -> str:
     )
 
 
-def public_snippets(host: str, user: str, path: str = "/mqtt") -> Sequence[Snippet]:
+def public_snippets(public: str, user: str, path: str = "/mqtt") -> Sequence[Snippet]:
     """Lines for clients that come in by the public host name: always wss and port 443, whatever the broker's ports are.
 
     The password stands in the environment variable MQTT_PASSWORD, so that it is not in a shell's history twice.
     """
-    url, topic = f"wss://{host}:443{path}", f"{user}/hello"
+    host, _, given = public.partition(":")
+    port = given or "443"
+    url, topic = f"wss://{host}:{port}{path}", f"{user}/hello"
     paho = f"""python3 - <<'END'
 import os
 import paho.mqtt.client as mqtt
@@ -176,13 +178,13 @@ c.tls_set()
 c.ws_set_options("{path}")
 c.on_connect = lambda c, u, f, reason, p: print(reason, c.subscribe("{user}/#"))
 c.on_message = lambda c, u, m: print(m.topic, m.payload.decode(), flush=True)
-c.connect("{host}", 443)
+c.connect("{host}", {port})
 c.loop_forever()
 END"""
     aiomqtt = f"""python3 - <<'END'
 import asyncio, os, aiomqtt
 async def main():
-    async with aiomqtt.Client("{host}", 443, tls_params=aiomqtt.TLSParameters(),
+    async with aiomqtt.Client("{host}", {port}, tls_params=aiomqtt.TLSParameters(),
             transport="websockets", websocket_path="{path}",
             username="{user}", password=os.environ["MQTT_PASSWORD"]) as client:
         await client.publish("{topic}", "hello from aiomqtt", qos=1)
@@ -195,9 +197,9 @@ c.on("connect", () => c.publish("{topic}", "hello from MQTT.js",
   {{ qos: 1 }}, () => c.end()))
 c.on("error", (e) => {{ console.error(e.message); process.exit(1) }})
 END"""
-    mqttx = f"""mqttx sub -l wss -h {host} -p 443 --path {path} \\
+    mqttx = f"""mqttx sub -l wss -h {host} -p {port} --path {path} \\
   -u {user} -P "$MQTT_PASSWORD" -t '{user}/#'"""
-    mosquitto = f"""mosquitto_sub --ws -h {host} -p 443 --tls-use-os-certs \\
+    mosquitto = f"""mosquitto_sub --ws -h {host} -p {port} --tls-use-os-certs \\
   -o password-options -t '{user}/#' -v
 # password-options: a file of mode 600 with the lines  -u {user}  and  -P <password>"""
     esp = f"""esp_mqtt_client_config_t config = {{
@@ -211,7 +213,7 @@ END"""
         Snippet("paho (Python), subscribes", paho, "pip install paho-mqtt"),
         Snippet("aiomqtt (Python), publishes", aiomqtt, "pip install aiomqtt"),
         Snippet("MQTT.js (Node), publishes", node, "npm install mqtt"),
-        Snippet("MQTTX command line", mqttx, "as an application: host wss://, port 443, path " + path),
+        Snippet("MQTTX command line", mqttx, f"as an application: host wss://, port {port}, path {path}"),
         Snippet("mosquitto_sub", mosquitto, "needs 2.1 or newer: 2.0 knows no --ws"),
         Snippet("ESP-IDF (esp-mqtt), in C", esp, "CONFIG_MQTT_TRANSPORT_WEBSOCKET_SECURE=y"),
     ]

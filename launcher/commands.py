@@ -106,6 +106,7 @@ async def up(args: argparse.Namespace, output: Output) -> int:
                 health_password=directory.health_password(),
                 own_config=own,
                 connector_ca=_ca(settings),
+                database=_database(directory, settings),
                 wait_seconds=args.timeout,
             )
             output.progress("engine", f"tunnel {token.tunnel}, token from {token.source}" + (" (adopted)" * adopted))
@@ -216,6 +217,15 @@ def _ca(settings: Settings) -> str | None:
         return None
     with explained(f"--cacert {settings.connector_ca}"):
         return Path(settings.connector_ca).read_text(encoding="utf-8")
+
+
+def _database(directory: StackDir, settings: Settings) -> bytes | None:
+    """The database that `import` left for a container; native brokers have it in place."""
+    path = directory.broker / "data" / "mosquitto.db"
+    if settings.engine == "native" or not path.is_file():
+        return None
+    with explained(str(path)):
+        return path.read_bytes()
 
 
 async def _adopt(engine: Engine, directory: StackDir, settings: Settings, output: Output) -> bool:

@@ -52,7 +52,7 @@ def compose(settings: Settings, own: brokerconf.Reading | None) -> dict[str, Any
     connector = _service(spec.connector_name(name), spec.connector_spec(settings, ca=settings.connector_ca is not None))
     connector["networks"] = {"private": {"aliases": ["connector"]}}
     connector["depends_on"] = {BROKER: {"condition": "service_healthy"}}
-    volumes = (spec.config_volume(name), spec.data_volume(name), spec.connector_volume(name))
+    volumes = (spec.config_volume(name), spec.data_volume(settings), spec.connector_volume(name))
     return {
         "name": name,
         "services": {BROKER: broker, CONNECTOR: connector},

@@ -179,13 +179,17 @@ class Containers:
             found = await self._find(name)
             if found is not None:
                 self._ours(found[1], name)
-        await self._images(progress)
-        await self._network()
+        await self.prepare(progress)
         own = brokerconf.read(wanted.own_config) if wanted.own_config is not None else None
         dialect = await self._probe(wanted, progress)
         await self._up_broker(wanted, own, dialect, progress)
         await self._up_connector(wanted, progress)
         return dialect
+
+    async def prepare(self, progress: Progress) -> None:
+        """Images and the network."""
+        await self._images(progress)
+        await self._network()
 
     async def _images(self, progress: Progress) -> None:
         settings = self.settings
@@ -225,7 +229,7 @@ class Containers:
         """Run PROBE in the broker's image; StackError for what would keep the broker from working."""
         settings = self.settings
         name = f"{settings.name}-probe"
-        await self._remove(name)
+        await self.remove(name)
         broker = spec.broker_spec(settings, None)
         config = {
             **broker,
@@ -248,13 +252,13 @@ class Containers:
                     await container.wait()
                 lines = "".join(await container.log(stdout=True, stderr=True)).splitlines()
         finally:
-            await self._remove(name)
+            await self.remove(name)
         facts = [line.partition(" ")[::2] for line in lines if line]
         said = dict(reversed(facts))
         return self._understand(said, [rest for word, rest in facts if word == "said"], lines, progress)
 
     def _understand(self, said: dict[str, str], complaints: list[str], lines: list[str], progress: Progress) -> Dialect:
-        image, volume = self.settings.broker_image, spec.data_volume(self.settings.name)
+        image, volume = self.settings.broker_image, spec.data_volume(self.settings)
         parts = said.get("version", "").split()[:1]
         numbers = parts[0].split(".") if parts else []
         if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
@@ -288,7 +292,8 @@ class Containers:
         async with explained(f"writing files into {folder}"):
             await container.put_archive(folder, spec.archive(files, uid))
 
-    async def _remove(self, name: str) -> None:
+    async def remove(self, name: str) -> None:
+        """Remove a container by force, if there is one."""
         found = await self._find(name)
         if found is not None:
             async with explained(f"removing {name}", missing_ok=True):
@@ -328,9 +333,15 @@ class Containers:
             if found is not None:
                 progress(BROKER, "replacing it: its settings or image changed; the data stays")
                 await self._stop(found[0], name, spec.BROKER_STOP_SECONDS)
-                await self._remove(name)
+                await self.remove(name)
             container = await self._create(name, config, True)
             await self._put(container, spec.CONFIG, {**files, "mosquitto.conf": text}, spec.BROKER_UID)
+            if found is None and wanted.database is not None:
+                async with explained("copying the database"):
+                    await container.put_archive(
+                        spec.DATA, spec.archive({"mosquitto.db": wanted.database}, spec.BROKER_UID)
+                    )
+                progress(BROKER, "took the database that was imported")
             progress(BROKER, "starting")
             async with explained(f"starting {name}"):
                 await container.start()
@@ -400,7 +411,7 @@ class Containers:
             if found is not None:
                 progress(CONNECTOR, "replacing it: its token, settings or image changed")
                 await self._stop(found[0], name, spec.CONNECTOR_STOP_SECONDS)
-                await self._remove(name)
+                await self.remove(name)
             container = await self._create(name, config, False)
             await self._put(container, spec.CONNECTOR_DIR, files, spec.CONNECTOR_UID)
             progress(CONNECTOR, "starting")
@@ -458,7 +469,7 @@ class Containers:
             if found[1]["State"].get("Running"):
                 progress(service, "stopping" + (": it drains first" if service == CONNECTOR else ": it saves first"))
                 await self._stop(found[0], name, seconds)
-            await self._remove(name)
+            await self.remove(name)
             progress(service, "gone")
         import aiodocker  # noqa: PLC0415
 
@@ -469,10 +480,11 @@ class Containers:
                 await found_network.delete()
                 did = True
         if volumes:
-            for volume in (spec.config_volume, spec.data_volume, spec.connector_volume):
+            name = settings.name
+            for volume in (spec.config_volume(name), spec.data_volume(settings), spec.connector_volume(name)):
                 try:
-                    async with explained(f"removing the volume {volume(settings.name)}"):
-                        await self._delete_volume(volume(settings.name))
+                    async with explained(f"removing the volume {volume}"):
+                        await self._delete_volume(volume)
                         did = True
                 except StackError as error:
                     if not (isinstance(error.__cause__, aiodocker.DockerError) and error.__cause__.status == 404):
@@ -691,7 +703,7 @@ class Containers:
         return checks
 
     async def _examine_broker(self, container: Any) -> list[Check]:
-        volume = spec.data_volume(self.settings.name)
+        volume = spec.data_volume(self.settings)
         script = f"head -c 65536 /dev/zero >{spec.DATA}/.probe && rm {spec.DATA}/.probe"
         status, said = await run_in(container, ["sh", "-c", script])
         text = f"{volume} can be written" if status == 0 else f"{volume}: {said.strip().rpartition(': ')[2]}"

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher import brokerconf
@@ -90,9 +90,9 @@ def config_volume(stack: str) -> str:
     return f"{stack}-broker-config"
 
 
-def data_volume(stack: str) -> str:
+def data_volume(settings: Settings) -> str:
     """The broker's database: what has to survive."""
-    return f"{stack}-broker-data"
+    return settings.data_volume or f"{settings.name}-broker-data"
 
 
 def connector_volume(stack: str) -> str:
@@ -134,7 +134,7 @@ def broker_spec(settings: Settings, own: brokerconf.Reading | None) -> Spec:
     command = HEALTH_COMMAND if own is None else ALIVE_COMMAND.format(port=broker_port(own))
     host = _host(
         settings,
-        [f"{config_volume(name)}:{CONFIG}", f"{data_volume(name)}:{DATA}"],
+        [f"{config_volume(name)}:{CONFIG}", f"{data_volume(settings)}:{DATA}"],
         ["/mosquitto/log", "/tmp"],  # noqa: S108 - inside the container
         BROKER_MEMORY,
     )
@@ -227,7 +227,7 @@ def account_files(passwords: str, acl: str, health_password: str) -> dict[str, s
     }
 
 
-def archive(files: dict[str, str], uid: int) -> bytes:
+def archive(files: Mapping[str, str | bytes], uid: int) -> bytes:
     """A tar of private files owned by `uid`, with the directories above them."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -236,7 +236,7 @@ def archive(files: dict[str, str], uid: int) -> bytes:
             entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, 0o700, uid, uid
             tar.addfile(entry)
         for path, text in files.items():
-            data = text.encode()
+            data = text if isinstance(text, bytes) else text.encode()
             entry = tarfile.TarInfo(path)
             entry.size, entry.mode, entry.uid, entry.gid = len(data), 0o600, uid, uid
             tar.addfile(entry, io.BytesIO(data))

@@ -113,22 +113,33 @@ class _Client(mqtt.Client):
 
 
 class Session:
-    """One MQTT connection under check. Use as a context manager; leaving it disconnects."""
+    """One MQTT connection under check. Use as a context manager; leaving it disconnects.
+
+    `durable`: a client id whose session the broker keeps (MQTT 3.1.1 only: 5 says it with an expiry).
+    """
 
     def __init__(
-        self, target: Target, user: str | None, password: str | None, *, cancelled: threading.Event | None = None
+        self,
+        target: Target,
+        user: str | None,
+        password: str | None,
+        *,
+        cancelled: threading.Event | None = None,
+        durable: str | None = None,
     ) -> None:
         self.target = target
         self._cancelled = cancelled or threading.Event()
         self._connack: int | None = None
         self._connack_text = ""
+        self.session_present = False
         self._disconnected: str | None = None
         self._suback: dict[int | None, list[int]] = {}
         self._puback: dict[int, int] = {}
         self.messages: list[tuple[str, bytes]] = []
         self._client = _Client(
             CallbackAPIVersion.VERSION2,
-            client_id=f"selfcheck-{secrets.token_hex(4)}",
+            client_id=durable or f"selfcheck-{secrets.token_hex(4)}",
+            clean_session=None if target.mqtt5 else durable is None,
             transport="tcp" if target.ws_path is None else "websockets",
             protocol=MQTTProtocolVersion.MQTTv5 if target.mqtt5 else MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
@@ -148,7 +159,8 @@ class Session:
         self._client.on_publish = self._on_publish
         self._client.on_message = self._on_message
 
-    def _on_connect(self, _c: Any, _u: Any, _flags: Any, reason: Any, _props: Any = None) -> None:
+    def _on_connect(self, _c: Any, _u: Any, flags: Any, reason: Any, _props: Any = None) -> None:
+        self.session_present = bool(flags.session_present)
         self._connack, self._connack_text = reason.value, str(reason)
 
     def _on_disconnect(self, _c: Any, _u: Any, _flags: Any, reason: Any, _props: Any = None) -> None:
@@ -214,9 +226,9 @@ class Session:
         if granted != [1]:
             raise HopError(SUBSCRIBE, f"the broker granted {granted} for {topic!r} instead of QoS 1")
 
-    def publish(self, topic: str, payload: bytes) -> int:
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
         """PUBLISH with QoS 1 and its PUBACK; returns the reason code."""
-        info = self._client.publish(topic, payload, qos=1)
+        info = self._client.publish(topic, payload, qos=1, retain=retain)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise HopError(PUBLISH, mqtt.error_string(info.rc))
         self._until(lambda: info.mid in self._puback, PUBLISH, "PUBACK")
@@ -305,7 +317,15 @@ def _refusal(target: Target, user: str | None, password: str | None, who: str, s
     raise HopError(CONNECT, f"{who} was let in", advice="this broker is open: stop, and report it as a bug")
 
 
-def run(target: Target, demo: User, health: User, report: Report, *, cancelled: threading.Event | None = None) -> None:
+def run(
+    target: Target,
+    demo: User,
+    health: User,
+    report: Report,
+    *,
+    topic: str = CHECK_TOPIC,
+    cancelled: threading.Event | None = None,
+) -> None:
     """All steps against `target`, reported as they succeed; HopError names the first hop that fails."""
     begun = time.monotonic()
 
@@ -323,14 +343,14 @@ def run(target: Target, demo: User, health: User, report: Report, *, cancelled: 
         except RefusedError as error:
             raise HopError(CONNECT, f"user {health.name!r} was refused: {error}") from error
         done(CONNECT, f"accepted over {'wss' if target.tls else 'ws'} (MQTT {'5' if target.mqtt5 else '3.1.1'})")
-        session.subscribe(CHECK_TOPIC)
-        done(SUBSCRIBE, f"{CHECK_TOPIC} granted with QoS 1")
+        session.subscribe(topic)
+        done(SUBSCRIBE, f"{topic} granted with QoS 1")
         payload = secrets.token_hex(16).encode()
-        code = session.publish(CHECK_TOPIC, payload)
+        code = session.publish(topic, payload)
         if code >= 128:
             raise HopError(PUBLISH, f"the broker refused the message: reason code {code}")
         acknowledged = (time.monotonic() - begun) * 1000.0
-        session.receive(CHECK_TOPIC, payload)
+        session.receive(topic, payload)
         done(DELIVERY, f"QoS 1 message back, PUBACK after {acknowledged:.1f} ms")
         if target.mqtt5:  # 3.1.1 has no way to say that a message was refused
             code = session.publish(f"{demo.name}/selfcheck", payload)

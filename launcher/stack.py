@@ -95,6 +95,7 @@ class Wanted:
     health_password: str = field(repr=False)
     own_config: str | None = field(default=None, repr=False)
     connector_ca: str | None = None
+    database: bytes | None = field(default=None, repr=False)
     wait_seconds: float = 60.0
 
 

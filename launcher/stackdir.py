@@ -63,6 +63,8 @@ class Settings:
     durability: str = "interval"
     connector_args: list[str] = field(default_factory=list)
     connector_ca: str | None = None
+    data_volume: str | None = None
+    """Name of a volume that was there before (`launcher import`); otherwise one of the stack's own."""
 
 
 class StackDir:
