@@ -384,11 +384,10 @@ class Containers:
             return facts
 
     async def _tail(self, container: Any, count: int) -> list[str]:
-        lines: list[str] = []
+        chunks: list[str] = []
         async with explained("reading the log", missing_ok=True):
             chunks = await container.log(stdout=True, stderr=True, tail=count)
-            lines = [line for line in "".join(chunks).splitlines() if line.strip()][-count:]
-        return lines
+        return [line for line in "".join(chunks).splitlines() if line.strip()][-count:]
 
     async def _up_connector(self, wanted: Wanted, progress: Progress) -> None:
         settings = self.settings

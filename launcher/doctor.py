@@ -23,6 +23,11 @@ from launcher.stackdir import Settings, StackDir, StackError
 
 PUBLIC_PORT = 443
 PATH = "/mqtt"
+PUBLIC_ADVICE = {
+    selfcheck.WEBSOCKET: "502: the rule's URL is wrong or the broker down; 530 or 1033: no connector is registered; "
+    "403: an Access policy or the firewall is in the way",
+    selfcheck.CONNECT: "the WebSocket works, the broker's answer does not come through: launcher logs broker",
+}
 
 
 async def examine(
@@ -128,16 +133,13 @@ async def _public(public: str, cafile: Path | None, directory: StackDir | None, 
     if directory is None:
         return
     user = User(HEALTH, directory.health_password(), ())
-    advice = {
-        selfcheck.WEBSOCKET: "502: the rule's URL is wrong or the broker down; 530 or 1033: no connector is registered; "
-        "403: an Access policy or the firewall stands before it",
-        selfcheck.CONNECT: "the WebSocket works, the broker's answer does not come through: launcher logs broker",
-    }
     try:
         ms = await asyncio.to_thread(selfcheck.round_trip, target, user, CHECK_TOPIC)
         tell(Check("public MQTT", True, f"{target.url}: authenticated CONNECT, QoS 1 message there and back", ms=ms))
     except HopError as error:
-        tell(Check("public MQTT", False, f"{error.hop}: {error.message}", advice.get(error.hop, "launcher logs")))
+        tell(
+            Check("public MQTT", False, f"{error.hop}: {error.message}", PUBLIC_ADVICE.get(error.hop, "launcher logs"))
+        )
     except selfcheck.RefusedError as error:
         text = f"the broker behind {target.url} refuses the health user: {error}"
         tell(Check("public MQTT", False, text, "does the tunnel's rule lead to another broker?"))

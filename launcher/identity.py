@@ -15,6 +15,8 @@ import sys
 import time
 from dataclasses import dataclass
 
+LINUX = sys.platform.startswith("linux")
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -70,7 +72,7 @@ def started(pid: int) -> str:
     """When the process began, in whatever unit the system has; empty when it does not run."""
     if pid <= 0:
         return ""
-    if sys.platform == "linux":
+    if LINUX:
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()

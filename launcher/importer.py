@@ -1,6 +1,6 @@
 """`launcher import`: from the compose folder that people start with to a stack that is safe.
 
-Owns: reading such a folder (compose file, .env, mosquitto.conf, password and ACL files, database), what is unsafe in it.
+Owns: reading such a folder (compose file, .env, mosquitto.conf, users, rules, database), what is unsafe in it.
 In: a folder. Out: findings; a stack directory that the next `up` uses; a copy of the broker's database.
 Never: changes the folder, starts or stops a container, prints the token.
 """
@@ -71,15 +71,18 @@ def read_folder(folder: Path) -> Folder:
         raise StackError(f"{result.compose} has no Mosquitto service", advice=f"it has: {', '.join(result.services)}")
     _read_mounts(folder, result)
     if result.volume:
-        declared = (data.get("volumes") or {}).get(result.volume) or {}
-        project = str(data.get("name") or re.sub(r"[^a-z0-9_-]", "", folder.resolve().name.lower()).lstrip("_-"))
-        result.volume = str(
-            declared.get("name") or result.volume
-            if declared.get("external")
-            else declared.get("name") or f"{project}_{result.volume}"
-        )
+        result.volume = _volume_name(folder, data, result.volume)
     _judge_compose(result)
     return result
+
+
+def _volume_name(folder: Path, data: dict[str, Any], volume: str) -> str:
+    """What compose calls the volume on the engine: with the project's name before it, unless the file says otherwise."""
+    declared = (data.get("volumes") or {}).get(volume) or {}
+    if declared.get("name") or declared.get("external"):
+        return str(declared.get("name") or volume)
+    project = str(data.get("name") or re.sub(r"[^a-z0-9_-]", "", folder.resolve().name.lower()).lstrip("_-"))
+    return f"{project}_{volume}"
 
 
 def _mounts(service: dict[str, Any]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import asyncio
 import json
 import signal
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 from launcher import engineapi
 from launcher.containerspec import LABEL_STACK
@@ -35,11 +35,13 @@ async def remove_all(kind: Literal["docker", "podman"], name: str) -> None:
                 if not found:
                     break
                 await asyncio.sleep(0.5)
-            for network in await client.networks.list(filters={"label": [f"{LABEL_STACK}={name}"]}):
-                await (await client.networks.get(network["Id"])).delete()
-            for volume in (await client.volumes.list()).get("Volumes") or []:
+            networks: Any = client.networks
+            volumes: Any = client.volumes
+            for network in await networks.list(filters={"label": [f"{LABEL_STACK}={name}"]}):
+                await (await networks.get(network["Id"])).delete()
+            for volume in (await volumes.list()).get("Volumes") or []:
                 if str(volume["Name"]).startswith(f"{name}-"):
-                    await (await client.volumes.get(volume["Name"])).delete()
+                    await (await volumes.get(volume["Name"])).delete()
     finally:
         await client.close()
 
