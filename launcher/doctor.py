@@ -137,9 +137,7 @@ async def _public(public: str, cafile: Path | None, directory: StackDir | None, 
         ms = await asyncio.to_thread(selfcheck.round_trip, target, user, CHECK_TOPIC)
         tell(Check("public MQTT", True, f"{target.url}: authenticated CONNECT, QoS 1 message there and back", ms=ms))
     except HopError as error:
-        tell(
-            Check("public MQTT", False, f"{error.hop}: {error.message}", PUBLIC_ADVICE.get(error.hop, "launcher logs"))
-        )
+        tell(Check("public MQTT", False, f"{error.hop}: {error.message}", advice))
     except selfcheck.RefusedError as error:
         text = f"the broker behind {target.url} refuses the health user: {error}"
         tell(Check("public MQTT", False, text, "does the tunnel's rule lead to another broker?"))

@@ -77,7 +77,7 @@ def read_folder(folder: Path) -> Folder:
 
 
 def _volume_name(folder: Path, data: dict[str, Any], volume: str) -> str:
-    """What compose calls the volume on the engine: with the project's name before it, unless the file says otherwise."""
+    """What compose calls the volume on the engine: the project's name before it, unless the file says otherwise."""
     declared = (data.get("volumes") or {}).get(volume) or {}
     if declared.get("name") or declared.get("external"):
         return str(declared.get("name") or volume)

@@ -78,9 +78,12 @@ class Native:
     def __init__(self, directory: StackDir, settings: Settings) -> None:
         self.directory = directory
         self.settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Nothing is held; a supervisor that we started is init's from now on."""
+        if self._process is not None:
+            self._process.returncode = self._process.poll() or 0
 
     # The supervisor.
 
@@ -234,18 +237,15 @@ class Native:
             (self.directory.path / supervise.STATE).unlink(missing_ok=True)
             log = (self.directory.logs / "supervisor.log").open("ab")
         with log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "launcher.supervise",
-                str(self.directory.path),
+            # Not asyncio's: that kills the child when its loop is closed, and this one has to outlive us.
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - returns after the fork
+                [sys.executable, "-m", "launcher.supervise", str(self.directory.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 env=child_environment(),
             )
-        self._process = process
 
     async def _wait_broker(self, progress: Progress) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -261,10 +261,10 @@ class Native:
             if broker.get("health") == "healthy":
                 progress(BROKER, "healthy: it took a QoS 1 message")
                 return
-            process = getattr(self, "_process", None)
-            if process is not None and process.returncode is not None and not facts.get("failure"):
+            status = None if self._process is None else self._process.poll()
+            if status is not None and not self._state().get("failure"):
                 raise StackError(
-                    f"the supervisor ended with status {process.returncode}",
+                    f"the supervisor ended with status {status}",
                     advice=f"see {self.directory.logs / 'supervisor.log'}",
                 )
             await asyncio.sleep(0.1)
@@ -307,9 +307,8 @@ class Native:
         running.send(signal.SIGTERM)
         if not await asyncio.to_thread(running.wait_gone, STOP_SECONDS):
             running.send(signal.SIGKILL)
-        process = getattr(self, "_process", None)
-        if process is not None:
-            await process.wait()
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)
 
     async def _wait_remains(self, progress: Progress) -> None:
         """After a supervisor that was killed its guards end the children: wait for that, then insist."""
@@ -339,9 +338,17 @@ class Native:
         return did
 
     async def restart(self, services: Sequence[str], progress: Progress, wait_seconds: float = 60.0) -> None:
-        """End the processes in order; the supervisor starts them again at once."""
-        if self._supervisor() is None:
+        """One service: end it, the supervisor starts it again. Both: the supervisor too, so that the order is kept."""
+        running = self._supervisor()
+        if running is None:
             raise StackError("nothing runs here", advice="launcher up")
+        if set(services) == set(SERVICES):
+            progress(CONNECTOR, "stopping: it drains first, then the broker saves")
+            await self._stop(running)
+            await self._spawn()
+            await self._wait_broker(progress)
+            await self._wait_connector(wait_seconds, progress)
+            return
         for service in (CONNECTOR, BROKER):
             if service not in services:
                 continue

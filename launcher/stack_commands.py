@@ -94,6 +94,16 @@ def add(commands: Any, parser_class: type[argparse.ArgumentParser]) -> None:
         one.add_argument("--json", action="store_true", help="JSON lines for programs")
         return one
 
+    def action(group: Any, name: str, summary: str) -> argparse.ArgumentParser:
+        """A word below a command; the options of all commands may stand behind it too."""
+        one: argparse.ArgumentParser = group.add_parser(
+            name, help=summary, description=summary, formatter_class=Formatter, allow_abbrev=False
+        )
+        for flag in ("--name", "--state-dir"):
+            one.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        return one
+
     up = command("up", "start or update broker and connector", UP_DESCRIPTION, UP_EPILOG)
     up.add_argument("--engine", choices=("auto", "docker", "podman", "native"), help="what to run it with")
     up.add_argument("--token", metavar="T", help="the token (others can see it here: prefer a file)")
@@ -152,25 +162,25 @@ def add(commands: Any, parser_class: type[argparse.ArgumentParser]) -> None:
     user = command("user", "users of the broker")
     actions = user.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=parser_class)
     for name, summary in (("add", "make a user"), ("passwd", "another password"), ("remove", "remove a user")):
-        one = actions.add_parser(name, help=summary, description=summary, formatter_class=Formatter)
+        one = action(actions, name, summary)
         one.add_argument("user", metavar="NAME")
         if name != "remove":
             one.add_argument("--random", action="store_true", help="a random password, shown once")
             one.add_argument("--password-file", metavar="FILE", help="take it from a file; - is standard input")
-    actions.add_parser("list", help="users and their rules", formatter_class=Formatter)
+    action(actions, "list", "users and their rules")
 
     acl = command("acl", "who may use which topics")
     actions = acl.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=parser_class)
-    actions.add_parser("list", help="all rules", formatter_class=Formatter)
-    allow = actions.add_parser("allow", help="allow a user a topic filter", formatter_class=Formatter)
+    action(actions, "list", "all rules")
+    allow = action(actions, "allow", "allow a user a topic filter")
     allow.add_argument("user", metavar="NAME")
     allow.add_argument("topic", metavar="FILTER")
     allow.add_argument("--access", choices=("read", "write", "readwrite"), default="readwrite")
     for name, summary in (("deny", "refuse a topic filter, whatever else allows it"), ("remove", "remove a rule")):
-        one = actions.add_parser(name, help=summary, description=summary, formatter_class=Formatter)
+        one = action(actions, name, summary)
         one.add_argument("user", metavar="NAME")
         one.add_argument("topic", metavar="FILTER")
-    check = actions.add_parser("check", help="whether a user may, and which rule says so", formatter_class=Formatter)
+    check = action(actions, "check", "whether a user may, and which rule says so")
     check.add_argument("user", metavar="NAME")
     check.add_argument("verb", choices=("read", "write"))
     check.add_argument("topic", metavar="TOPIC")
