@@ -28,6 +28,11 @@ PUBLIC_ADVICE = {
     "403: an Access policy or the firewall is in the way",
     selfcheck.CONNECT: "the WebSocket works, the broker's answer does not come through: launcher logs broker",
 }
+PUBLIC_ADVICE = {
+    selfcheck.WEBSOCKET: "502: the rule's URL is wrong or the broker down; 530 or 1033: no connector is registered; "
+    "403: an Access policy or the firewall is in the way",
+    selfcheck.CONNECT: "the WebSocket works, the broker's answer does not come through: launcher logs broker",
+}
 
 
 async def examine(
@@ -137,6 +142,7 @@ async def _public(public: str, cafile: Path | None, directory: StackDir | None, 
         ms = await asyncio.to_thread(selfcheck.round_trip, target, user, CHECK_TOPIC)
         tell(Check("public MQTT", True, f"{target.url}: authenticated CONNECT, QoS 1 message there and back", ms=ms))
     except HopError as error:
+        advice = PUBLIC_ADVICE.get(error.hop, "launcher logs")
         tell(Check("public MQTT", False, f"{error.hop}: {error.message}", advice))
     except selfcheck.RefusedError as error:
         text = f"the broker behind {target.url} refuses the health user: {error}"
