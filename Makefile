@@ -137,6 +137,10 @@ test-oldest: $(OLDEST)/dev.stamp broker promtool  ## The tests on the oldest Pyt
 	  $(OLDEST)/bin/python -m pytest -n auto $(ARGS); \
 	fi
 
+.PHONY: test-containers
+test-containers: $(VENV)/dev.stamp  ## The launcher with a real Docker engine, the image, compose (root and apt; skips loudly)
+	nice tests/containers/run.sh $(ARGS)
+
 .PHONY: coverage
 coverage: $(VENV)/dev.stamp broker  ## The tests with branch coverage; report in htmlcov/
 	$(BIN)/coverage erase

@@ -281,7 +281,7 @@ async def down(args: argparse.Namespace, output: Output) -> int:
             raise StackError("--volumes deletes every retained message and session", advice="say it twice: --yes")
         question = "This deletes every retained message and session. Type `delete`: "
         if (await asyncio.to_thread(input, question)).strip() != "delete":
-            raise StackError("nothing deleted")
+            raise StackError("nothing was deleted", advice="the data is as it was")
     with directory.changing("down"):
         engine = await open_engine(settings.engine or "auto", settings, directory)
         try:
@@ -420,7 +420,7 @@ async def user(args: argparse.Namespace, output: Output) -> int:
                 if args.user == HEALTH:
                     health = password
         except ValueError as error:
-            raise StackError(str(error)) from error
+            raise StackError(str(error), advice="launcher user --help; launcher user list") from error
         await _apply(directory, book, health, output)
     if password and not typed and args.user != HEALTH:
         output.users({args.user: password}, why="Its password")
@@ -462,7 +462,7 @@ async def acl(args: argparse.Namespace, output: Output) -> int:
                 if not book.grant(args.user, access, args.topic):
                     output.text("it is so already")
         except ValueError as error:
-            raise StackError(str(error)) from error
+            raise StackError(str(error), advice="launcher acl --help; launcher acl list") from error
         await _apply(directory, book, directory.health_password(), output)
     output.facts("changed", user=args.user, action=args.action, topic=args.topic)
     output.text(f"{args.user}: {'; '.join(topics_of(book, args.user))}")
@@ -474,7 +474,7 @@ def book_known(book: Accounts, name: str) -> None:
     try:
         book.known(name)
     except ValueError as error:
-        raise StackError(str(error)) from error
+        raise StackError(str(error), advice="launcher user list") from error
 
 
 async def doctor(args: argparse.Namespace, output: Output) -> int:

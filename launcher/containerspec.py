@@ -56,13 +56,13 @@ RESTART = "unless-stopped"
 
 HEALTH_COMMAND = (
     f"XDG_CONFIG_HOME={CONFIG}/health mosquitto_rr -h 127.0.0.1 -p 1883 -q 1"
-    f" -t {CHECK_TOPIC} -e {CHECK_TOPIC} -m ok -W 5 >/dev/null"
+    f" -t {CHECK_TOPIC} -e {CHECK_TOPIC} -m ok -W 3 >/dev/null"
 )
 """An authenticated CONNECT and a QoS 1 message to itself, with the clients that the image has. The password is in an
 option file that only the broker's user can read."""
 
 ALIVE_COMMAND = (
-    "mosquitto_sub -h 127.0.0.1 -p {port} -t selfcheck/alive -E -W 5 >/dev/null 2>&1; "
+    "mosquitto_sub -h 127.0.0.1 -p {port} -t selfcheck/alive -E -W 3 >/dev/null 2>&1; "
     "case $? in 0|4|5|27|134|135) exit 0;; *) exit 1;; esac"
 )
 """For a foreign mosquitto.conf, whose users we do not know: an answer to CONNECT is life, also a refusal."""
@@ -146,8 +146,8 @@ def broker_spec(settings: Settings, own: brokerconf.Reading | None) -> Spec:
         "StopTimeout": BROKER_STOP_SECONDS,
         "Healthcheck": {
             "Test": ["CMD-SHELL", command],
-            "Interval": 15 * SECOND,
-            "Timeout": 8 * SECOND,
+            "Interval": 5 * SECOND,
+            "Timeout": 5 * SECOND,
             "Retries": 3,
             "StartPeriod": 10 * SECOND,
         },

@@ -90,14 +90,20 @@ async def explained(doing: str, *, missing_ok: bool = False) -> AsyncIterator[No
     except aiodocker.DockerError as error:
         if missing_ok and error.status == 404:
             return
+        if error.status >= 600:  # aiodocker's way to say that there was no answer at all
+            raise _gone(doing, error) from error
         raise StackError(f"{doing}: {_words(error)}", advice=_advice(_words(error))) from error
     except TimeoutError as error:
         raise StackError(f"{doing}: the engine did not answer in time", advice="is it overloaded or stuck?") from error
     except (aiohttp.ClientError, ConnectionError, OSError) as error:
-        raise StackError(
-            f"the engine went away while {doing}: {_words(error)}",
-            advice="start it again, then run the same command: it goes on from what is there",
-        ) from error
+        raise _gone(doing, error) from error
+
+
+def _gone(doing: str, error: BaseException) -> StackError:
+    return StackError(
+        f"the engine went away while {doing}: {_words(error)}",
+        advice="start it again, then run the same command: it goes on from what is there",
+    )
 
 
 def _advice(text: str) -> str:

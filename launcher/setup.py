@@ -2,8 +2,8 @@
 containers).
 
 Owns: making mosquitto.conf, users, rules and health check files in a directory once; showing the first passwords once.
-In: the directory (a volume), actions `make`, `show`, `add NAME`; `token` (another volume). Out: files; exit status 0, or 1
-    with one line.
+In: the directory (a volume), actions `make`, `show`, `add NAME`; `token` (another volume).
+Out: files; exit status 0, or 1 with one line.
 Never: changes users that are there already; prints a password into a log.
 
 The configuration is the one of 2.0, which 2.1 takes too: here nobody can ask the broker for its version.
@@ -53,7 +53,9 @@ def make(directory: BrokerDirectory, data: str) -> str:
     directory.write_health(shown.pop(HEALTH))
     directory.write(directory.path / FIRST, "".join(f"{name} {password}\n" for name, password in shown.items()))
     directory.write_accounts(book)
-    return f"made the users {' and '.join(shown)}; their passwords are shown once by: docker compose run --rm setup show"
+    return (
+        f"made the users {' and '.join(shown)}; their passwords are shown once by: docker compose run --rm setup show"
+    )
 
 
 def show(directory: BrokerDirectory) -> str:
@@ -65,7 +67,8 @@ def show(directory: BrokerDirectory) -> str:
         if not (directory.path / "passwords").is_file():
             raise StackError("there are no users yet", advice="start it first: docker compose up -d") from None
         raise StackError(
-            "the first passwords were shown already", advice="make another user: docker compose run --rm setup add NAME",
+            "the first passwords were shown already",
+            advice="make another user: docker compose run --rm setup add NAME",
         ) from None
     path.unlink()
     return text.rstrip()
@@ -80,7 +83,7 @@ def add(directory: BrokerDirectory, name: str) -> str:
     except ValueError as error:
         raise StackError(str(error)) from error
     directory.write_accounts(book)
-    return f"{name} {password}\nThe broker reads it after: docker compose kill -s HUP mosquitto"
+    return f"{name} {password}\nThe broker reads it after: docker compose exec mosquitto sh -c 'kill -HUP 1'"
 
 
 def keep_token(path: Path) -> str:
