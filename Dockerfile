@@ -21,8 +21,7 @@ RUN pip --python /rootfs/opt/connector/bin/python3 install --no-compile --no-dep
  && rm -rf lib/python*/site-packages/tunnel_connector-*.dist-info/direct_url.json share include \
  && find . -depth -type d \( -name tests -o -name test -o -name __pycache__ \) -exec rm -rf {} + \
  && find . -name '*.so' -exec sh -c 'command -v strip >/dev/null && strip --strip-unneeded "$@" || true' sh {} + \
- && sed -i '1s|^#!.*|#!/opt/connector/bin/python3|' bin/connector bin/launcher \
- && { [ -e bin/cloudflared ] || ln -s connector bin/cloudflared; } \
+ && sed -i '1s|^#!.*|#!/opt/connector/bin/python3|' $(grep -l '^#!/rootfs' bin/*) \
  && sed -i 's|/rootfs/opt|/opt|g' pyvenv.cfg && sed -i '/^command = /d' pyvenv.cfg && rm -f bin/[Aa]ctivate* \
  && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /rootfs /rootfs/opt/connector/lib \
  && mkdir -p /rootfs/etc/connector /rootfs/home/nonroot /rootfs/mosquitto/config /rootfs/mosquitto/data \
@@ -41,10 +40,12 @@ LABEL org.opencontainers.image.title="tunnel-connector" \
       org.opencontainers.image.version="${VERSION}"
 COPY --from=build /rootfs/ /
 # TUNNEL_METRICS is read by `run` and by `ready`, so that the health check asks where the connector listens.
+# CONNECTOR_RUNTIME tells that this is a container (metrics build type, addresses that others can reach).
 ENV PATH=/opt/connector/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     HOME=/home/nonroot \
-    TUNNEL_METRICS=0.0.0.0:20241
+    TUNNEL_METRICS=0.0.0.0:20241 \
+    CONNECTOR_RUNTIME=container
 USER 65532:65532
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=30s --retries=3 CMD ["cloudflared", "tunnel", "ready"]

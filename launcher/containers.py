@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import http.client
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,8 @@ from launcher import brokerconf, engineapi, selfcheck
 from launcher import containerspec as spec
 from launcher.accounts import CHECK_TOPIC
 from launcher.brokerconf import Dialect
+from launcher.containerlogs import Logs
+from launcher.containerprobe import PROBE, understand
 from launcher.credentials import User
 from launcher.engineapi import explained, run_in
 from launcher.errors import HopError
@@ -36,7 +37,6 @@ from launcher.stack import (
     CONNECTOR,
     METRICS_PORT,
     Check,
-    LogLine,
     Progress,
     ServiceState,
     Wanted,
@@ -58,38 +58,9 @@ BROKER_SECONDS = 45.0
 STABLE_SECONDS = 0.3
 FETCH_SECONDS = 3.0
 PROBE_SECONDS = 60.0
-FOLLOW_QUEUE = 1_000
-"""Log lines between the engine and a slow terminal; past it the engine's stream waits."""
-
-PROBE = r"""
-PATH="$PATH:/usr/sbin:/usr/local/sbin"
-mosquitto -h 2>&1 | sed -n 's/.*mosquitto version /version /p' | head -n 1
-for d in /usr/lib /usr/lib64 /usr/local/lib /usr/lib/*-linux-gnu; do
-  if [ -f "$d/mosquitto_password_file.so" ] && [ -f "$d/mosquitto_acl_file.so" ]; then echo "plugins $d"; break; fi
-done
-command -v mosquitto_rr >/dev/null || echo "lacks mosquitto_rr"
-if said=$( { head -c 65536 /dev/zero >/mosquitto/data/.probe && rm /mosquitto/data/.probe; } 2>&1 ); then
-  echo writable
-else
-  rm -f /mosquitto/data/.probe; echo "unwritable $said"
-fi
-if [ -f /mosquitto/config/candidate.conf ]; then
-  sed 's/^persistence .*/persistence false/' /mosquitto/config/candidate.conf >/tmp/candidate.conf
-  if mosquitto -h 2>&1 | grep -q test-config; then
-    said=$(mosquitto -c /tmp/candidate.conf --test-config 2>&1); code=$?
-  else
-    said=$(timeout 1 mosquitto -c /tmp/candidate.conf 2>&1); code=$?
-    case $code in 124|143) code=0;; esac
-  fi
-  echo "candidate $code"
-  echo "$said" | grep -i -E 'error|unable|invalid|unknown' | head -n 3 | sed 's/^/said /'
-fi
-"""
-"""Run once in the broker's image as the broker's user, with its volumes: what is it, can it write, is the new
-configuration good. 2.1's --test-config saves an empty database when it ends, hence `persistence false` for it."""
 
 
-class Containers:
+class Containers(Logs):
     """One stack on one engine. Make it with `open`; `close` it."""
 
     def __init__(self, client: aiodocker.Docker, title: str, settings: Settings) -> None:
@@ -253,38 +224,7 @@ class Containers:
                 lines = "".join(await container.log(stdout=True, stderr=True)).splitlines()
         finally:
             await self.remove(name)
-        facts = [line.partition(" ")[::2] for line in lines if line]
-        said = dict(reversed(facts))
-        return self._understand(said, [rest for word, rest in facts if word == "said"], lines, progress)
-
-    def _understand(self, said: dict[str, str], complaints: list[str], lines: list[str], progress: Progress) -> Dialect:
-        image, volume = self.settings.broker_image, spec.data_volume(self.settings)
-        parts = said.get("version", "").split()[:1]
-        numbers = parts[0].split(".") if parts else []
-        if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
-            shown = "; ".join(lines[-3:])[:300]
-            raise StackError(f"{image} holds no Mosquitto that tells its version: {shown}", advice="see --broker-image")
-        dialect = Dialect((int(numbers[0]), int(numbers[1]), int(numbers[2])), said.get("plugins", ""))
-        if dialect.version < (2, 0, 0):
-            raise StackError(f"{image} holds Mosquitto {dialect}: 2.0 is needed", advice="see --broker-image")
-        if "lacks" in said:
-            raise StackError(
-                f"{image} has no {said['lacks']}, which the health check needs", advice="see --broker-image"
-            )
-        if "unwritable" in said:
-            why = said["unwritable"].rpartition(": ")[2] or "it cannot be written"
-            full = "no space" in why.lower()
-            advice = (
-                "its disk is full: make room, then run `launcher up` again"
-                if full
-                else f"give it to the broker's user: docker run --rm -u 0 -v {volume}:/d {image} chown -R 1883:1883 /d"
-            )
-            raise StackError(f"the broker cannot write to the volume {volume}: {why}", advice=advice)
-        if said.get("candidate", "0") != "0":
-            raise StackError(
-                f"Mosquitto {dialect} refuses that configuration: {'; '.join(complaints) or 'it ends at once'}",
-                advice="mend the file given with --config; the running broker was not touched",
-            )
+        dialect = understand(lines, settings)
         progress(BROKER, f"Mosquitto {dialect}" + (" with file plugins" if dialect.plugins else ""))
         return dialect
 
@@ -651,7 +591,7 @@ class Containers:
 
     @staticmethod
     async def _hang_up(container: Any) -> None:
-        """SIGHUP from inside: the engine's own kill call, whatever the signal, ends the restart policy (Docker 20.10)."""
+        """SIGHUP from inside: the engine's own kill call, whatever the signal, ends the restart policy (20.10)."""
         await run_in(container, ["sh", "-c", "kill -HUP 1"])
 
     async def _wait_healthy_again(self, container: Any) -> None:
@@ -713,83 +653,12 @@ class Containers:
         status, conf = await run_in(container, ["cat", f"{spec.CONFIG}/mosquitto.conf"])
         return checks + configuration_checks(conf if status == 0 else "")
 
-    # Logs.
-
-    async def logs(self, services: Sequence[str], *, follow: bool, tail: int) -> AsyncIterator[LogLine]:
-        """Lines of both; when one restarts, its stream is taken up again."""
-        names = {BROKER: spec.broker_name(self.settings.name), CONNECTOR: spec.connector_name(self.settings.name)}
-        if not follow:
-            lines: list[LogLine] = []
-            for service in services:
-                found = await self._find(names[service])
-                if found is None:
-                    continue
-                async with explained(f"reading the log of {names[service]}"):
-                    chunks = await found[0].log(stdout=True, stderr=True, timestamps=True, tail=tail)
-                lines += [_log_line(service, raw) for raw in "".join(chunks).splitlines() if raw]
-            for line in sorted(lines, key=lambda line: line.time):
-                yield line
-            return
-        queue: asyncio.Queue[LogLine | StackError] = asyncio.Queue(FOLLOW_QUEUE)
-        tasks = [
-            asyncio.create_task(self._follow(service, names[service], tail, queue), name=f"logs {service}")
-            for service in services
-        ]
-        try:
-            while True:
-                item = await queue.get()
-                if isinstance(item, StackError):
-                    raise item
-                yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-
-    async def _follow(self, service: str, name: str, tail: int, queue: asyncio.Queue[LogLine | StackError]) -> None:
-        since, options = "", {"tail": str(tail)}
-        try:
-            while True:
-                found = await self._find(name)
-                if found is not None:
-                    async with explained(f"following the log of {name}", missing_ok=True):
-                        stream = found[0].log(
-                            stdout=True, stderr=True, follow=True, timestamps=True, timeout=None, **options
-                        )
-                        pending = ""
-                        async for chunk in stream:
-                            *whole, pending = (pending + chunk).split("\n")
-                            for raw in whole:
-                                line = _log_line(service, raw)
-                                if raw and line.time > since:
-                                    since = line.time
-                                    await queue.put(line)
-                    options = {"since": _unix(since)} if since else options
-                await asyncio.sleep(0.5)  # the stream ends with the container, also when that comes back
-        except StackError as error:
-            await queue.put(error)
-
 
 def _own_reading(settings: Settings) -> brokerconf.Reading | None:
     if settings.own_config is None:
         return None
     with stored(settings.own_config):
         return brokerconf.read(Path(settings.own_config).read_text(encoding="utf-8"))
-
-
-def _log_line(service: str, raw: str) -> LogLine:
-    stamp, _, text = raw.partition(" ")
-    return LogLine(service, stamp, text.rstrip())
-
-
-def _unix(stamp: str) -> str:
-    """Seconds and nanoseconds as the logs API wants `since`."""
-    whole, _, fraction = stamp.rstrip("Z").partition(".")
-    try:
-        moment = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.UTC)
-    except ValueError:
-        return "0"
-    return f"{int(moment.timestamp())}.{(fraction + '000000000')[:9]}"
 
 
 def _get(address: str, path: str) -> str | None:
