@@ -19,7 +19,7 @@ from launcher import stack_commands
 EXIT_USAGE = 2
 
 DESCRIPTION = """\
-Run an MQTT broker behind a tunnel connector, set up as a careful operator would.
+An MQTT broker behind a tunnel connector, as a careful operator would set it up.
 
   launcher up --token-file token      broker and connector, in containers or as
                                       processes; prints users and the public URL

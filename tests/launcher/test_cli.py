@@ -16,7 +16,10 @@ def output(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, st
     return status, captured.out, captured.err
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], *([word, "--help"] for word in ("demo", "up", "status", "config", "user", "acl", "doctor", "import"))],
+)
 def test_help_fits_80_columns(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     status, out, _ = output(capsys, *argv)
     assert status == 0
