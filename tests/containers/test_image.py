@@ -106,6 +106,7 @@ def test_compose_up_with_the_seeds_env(tmp_path: Path) -> None:
                 break
             parent.chmod(0o755)
         try:
+            compose(folder, "down", "-v")
             compose(folder, "up", "-d", "--no-build")
             shown = compose(folder, "run", "--rm", "setup", "show")
             passwords = dict(line.split() for line in shown.splitlines() if line.startswith(("admin ", "device ")))

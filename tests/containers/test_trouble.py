@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -114,17 +115,19 @@ class Door(threading.Thread):
             for one, other in ((ours, theirs), (theirs, ours)):
                 threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
         self.listener.close()
+        for end in self.open:  # gone: in the middle of whatever was going on
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def _copy(self, one: socket.socket, other: socket.socket) -> None:
         try:
             while data := one.recv(65536):
-                if self.left <= 0:
-                    break  # gone: in the middle of whatever was going on
                 other.sendall(data)
         except OSError:
             pass
         for end in (one, other):
-            end.close()
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 def test_an_engine_that_goes_away_in_the_middle(tmp_path: Path) -> None:
@@ -137,7 +140,7 @@ def test_an_engine_that_goes_away_in_the_middle(tmp_path: Path) -> None:
                 line = made.up(DOCKER_HOST=f"unix://{path}").one_line()
             finally:
                 path.unlink()
-            assert "went away" in line or "does not answer" in line, line
+            assert any(words in line for words in ("went away", "does not answer", "did not answer")), line
         result = made.up().good()
         assert result.event("status")["up"]
         if not made.passwords:
