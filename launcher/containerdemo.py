@@ -25,6 +25,7 @@ from launcher import containerspec as spec
 from launcher.accounts import CHECK_TOPIC, FIRST_USER, HEALTH, Accounts
 from launcher.containers import Containers
 from launcher.credentials import User
+from launcher.demo import tunnel_rules
 from launcher.engineapi import explained, run_in
 from launcher.errors import HopError
 from launcher.output import Output
@@ -33,6 +34,7 @@ from launcher.stack import BROKER, Wanted
 from launcher.stackdir import Settings, StackDir, StackError
 
 PREFIX = "tunnel-demo-"
+EDGE_RULES = f"{spec.CONNECTOR_DIR}/tunnels.toml"
 EDGE_DIR = "/tmp/edge"  # noqa: S108 - inside the container
 TUNNEL, PATH = "demo", "/mqtt"
 PREFERRED_PORT = 8443
@@ -69,6 +71,7 @@ async def _end(engine: Containers, reaper: asyncio.subprocess.Process | None, ou
     with contextlib.suppress(StackError):
         await _remove_edge(engine)
         await engine.down(output.progress, volumes=True)
+        await engine.remove_volume(f"{engine.settings.name}-edge")
     await engine.close()
     if reaper is not None and reaper.stdin is not None:
         reaper.stdin.close()
@@ -94,6 +97,7 @@ class _Demo:
         output.text("MQTT client --wss--> dev edge ==edge protocol==> connector --ws--> broker (three containers)\n")
         self.directory.make()
         await engine.prepare(output.progress)
+        settings.proxy_protocol = (await engine.probe(None, output.progress)).modern
         edge = await self._start_edge()
         port = await self._published(edge)
         ca = await self._from_edge(edge, ["cat", f"{EDGE_DIR}/ca.pem"])
@@ -138,10 +142,14 @@ class _Demo:
         wanted = self.args.public_port
         ports = [wanted] if wanted is not None else [PREFERRED_PORT, 0] if _free(PREFERRED_PORT) else [0]
         words = ["edge", "--state-dir", EDGE_DIR, "--listen", "0.0.0.0:7844", "--public", "0.0.0.0:8443"]
-        words += ["--tunnel", TUNNEL, "--ingress", "http://mosquitto:9001", "--output", "json"]
+        words += ["--config", EDGE_RULES, "--output", "json"]
         connector = spec.connector_spec(settings, ca=False)
         for port in ports:
-            host = {**connector["HostConfig"], "Binds": [], "RestartPolicy": {"Name": "no"}}
+            host = {
+                **connector["HostConfig"],
+                "Binds": [f"{settings.name}-edge:{spec.CONNECTOR_DIR}"],
+                "RestartPolicy": {"Name": "no"},
+            }
             host["PortBindings"] = {"8443/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port or "")}]}
             config = {
                 **connector,
@@ -153,8 +161,10 @@ class _Demo:
                 "Healthcheck": {"Test": ["NONE"]},
                 "NetworkingConfig": {"EndpointsConfig": {spec.network_name(settings.name): {"Aliases": ["edge"]}}},
             }
+            rules = tunnel_rules(TUNNEL, "http://mosquitto:9001", settings.proxy_protocol)
             async with explained("creating the dev edge"):
                 edge = await engine.client.containers.create(config, name=name)
+                await edge.put_archive(spec.CONNECTOR_DIR, spec.archive({"tunnels.toml": rules}, spec.CONNECTOR_UID))
             try:
                 async with explained("starting the dev edge"):
                     await edge.start()

@@ -41,6 +41,8 @@ from launcher.stack import (
     ServiceState,
     Wanted,
     configuration_checks,
+    doctor_checks,
+    doctor_command,
     last_error,
 )
 from launcher.stackdir import CONNECTOR_IMAGE, Settings, StackError
@@ -58,6 +60,7 @@ BROKER_SECONDS = 45.0
 STABLE_SECONDS = 0.3
 FETCH_SECONDS = 3.0
 PROBE_SECONDS = 60.0
+DOCTOR_SECONDS = 90.0
 
 
 class Containers(Logs):
@@ -152,7 +155,7 @@ class Containers(Logs):
                 self._ours(found[1], name)
         await self.prepare(progress)
         own = brokerconf.read(wanted.own_config) if wanted.own_config is not None else None
-        dialect = await self._probe(wanted, progress)
+        dialect = await self.probe(wanted.own_config, progress)
         await self._up_broker(wanted, own, dialect, progress)
         await self._up_connector(wanted, progress)
         return dialect
@@ -196,7 +199,7 @@ class Containers(Logs):
                 advice="choose another name (launcher up --name NAME), or remove it",
             )
 
-    async def _probe(self, wanted: Wanted, progress: Progress) -> Dialect:
+    async def probe(self, own_config: str | None, progress: Progress) -> Dialect:
         """Run PROBE in the broker's image; StackError for what would keep the broker from working."""
         settings = self.settings
         name = f"{settings.name}-probe"
@@ -215,8 +218,8 @@ class Containers(Logs):
             async with asyncio.timeout(PROBE_SECONDS):
                 container = await self.client.containers.create(config, name=name)
         try:
-            if wanted.own_config is not None:
-                await self._put(container, spec.CONFIG, {"candidate.conf": wanted.own_config}, spec.BROKER_UID)
+            if own_config is not None:
+                await self._put(container, spec.CONFIG, {"candidate.conf": own_config}, spec.BROKER_UID)
             async with explained(f"looking into {settings.broker_image}"):
                 async with asyncio.timeout(PROBE_SECONDS):
                     await container.start()
@@ -409,7 +412,6 @@ class Containers(Logs):
                 await self._stop(found[0], name, seconds)
             await self.remove(name)
             progress(service, "gone")
-        import aiodocker  # noqa: PLC0415
 
         network = spec.network_name(settings.name)
         async with explained(f"removing the network {network}", missing_ok=True):
@@ -420,20 +422,19 @@ class Containers(Logs):
         if volumes:
             name = settings.name
             for volume in (spec.config_volume(name), spec.data_volume(settings), spec.connector_volume(name)):
-                try:
-                    async with explained(f"removing the volume {volume}"):
-                        await self._delete_volume(volume)
-                        did = True
-                except StackError as error:
-                    if not (isinstance(error.__cause__, aiodocker.DockerError) and error.__cause__.status == 404):
-                        raise
+                did = await self.remove_volume(volume) or did
         return did
 
-    async def _delete_volume(self, name: str) -> None:
+    async def remove_volume(self, name: str) -> bool:
+        """Remove a volume; False when there was none."""
         from aiodocker.volumes import DockerVolume  # noqa: PLC0415
 
         volume: Any = DockerVolume(self.client, name)  # type: ignore[no-untyped-call]
-        await volume.delete()
+        did = False
+        async with explained(f"removing the volume {name}", missing_ok=True):
+            await volume.delete()
+            did = True
+        return did
 
     async def restart(self, services: Sequence[str], progress: Progress, wait_seconds: float = 60.0) -> None:
         """Connector down first and up last, so that it drains while the broker is still there."""
@@ -606,6 +607,18 @@ class Containers(Logs):
                     return
             await asyncio.sleep(STABLE_SECONDS)
         raise StackError(f"its health check fails: {said.strip()[:200]}")
+
+    async def connector_doctor(self, url: str | None) -> list[Check]:
+        """Inside the connector's container; its image may be another program's, which has no doctor."""
+        found = await self._find(spec.connector_name(self.settings.name))
+        if found is None or not found[1]["State"].get("Running"):
+            return []
+        ca = spec.CA if self.settings.connector_ca is not None else None
+        command = doctor_command(["connector"], self.settings, spec.TOKEN, ca, url)
+        with contextlib.suppress(StackError):
+            _, text = await run_in(found[0], command, limit=DOCTOR_SECONDS)
+            return doctor_checks(text)
+        return []
 
     async def examine(self) -> list[Check]:
         """Images, volumes, ports, limits, the configuration in the volume."""

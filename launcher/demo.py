@@ -165,7 +165,7 @@ class Demo:
         self.console.hide(health.password)
         self.console.text("MQTT client --wss--> dev edge ==edge protocol==> connector --ws--> broker\n")
         broker = await self._start_broker([demo, health], health)
-        edge_address, public, cafile = await self._start_edge(broker.ws_port)
+        edge_address, public, cafile = await self._start_edge(broker)
         await self._start_connector(edge_address, cafile)
         host, port = public
         target = selfcheck.Target(host, port, PATH, cafile, broker.mqtt5)
@@ -232,7 +232,9 @@ class Demo:
         broker: mosquitto.Broker | None = None
         if binary is not None:
             try:
-                broker = await mosquitto.start(directory, users, binary, on_line=on_line, ready=ready)
+                broker = await mosquitto.start(
+                    directory, users, binary, on_line=on_line, ready=ready, proxied=binary.version >= (2, 1, 0)
+                )
             except HopError as error:
                 unable = any("websockets support not available" in line.lower() for line in error.tail)
                 if choice == "mosquitto" or not unable:
@@ -255,7 +257,8 @@ class Demo:
         deadline = loop.time() + BROKER_SECONDS
         took = []
         for port, path in ((broker.mqtt_port, None), (broker.ws_port, PATH)):
-            target = selfcheck.Target("127.0.0.1", port, path, mqtt5=broker.mqtt5)
+            proxied = broker.proxied and path is not None
+            target = selfcheck.Target("127.0.0.1", port, path, mqtt5=broker.mqtt5, proxied=proxied)
             while True:
                 try:
                     ms = await asyncio.to_thread(selfcheck.check_listener, target, health, cancelled=self._cancelled)
@@ -274,19 +277,20 @@ class Demo:
                 )
         self.console.progress("broker", f"ready: user accepted, {', '.join(took)}", pid=broker.child.pid)
 
-    async def _start_edge(self, ws_port: int) -> tuple[str, tuple[str, int], Path]:
+    async def _start_edge(self, broker: mosquitto.Broker) -> tuple[str, tuple[str, int], Path]:
         """Returns the address for connectors, the public address, and the CA file."""
         wanted = self.options.public_port
         first = PREFERRED_PUBLIC_PORT if wanted is None else wanted
         ports = [first, 0] if wanted is None and first else [first]
         if len(ports) == 2 and not _port_is_free(first):
             ports = [0]
+        rules = self.directory / "tunnels.toml"
+        mosquitto.write_private(rules, tunnel_rules(TUNNEL, f"http://127.0.0.1:{broker.ws_port}", broker.proxied))
         for port in ports:
             edge = await self._start_python(
                 "dev edge",
-                f"edge --listen 127.0.0.1:0 --public 127.0.0.1:{port} --tunnel {TUNNEL}"
-                f" --ingress http://127.0.0.1:{ws_port} --output json",
-                {"--state-dir": self.directory / "edge"},
+                f"edge --listen 127.0.0.1:0 --public 127.0.0.1:{port} --output json",
+                {"--state-dir": self.directory / "edge", "--config": rules},
                 self._on_edge_line,
             )
             try:
@@ -497,6 +501,18 @@ def _tail(child: Child) -> list[str]:
         return list(child.tail)
     read = read_connector if child.name == "connector" else EdgeReader().read
     return [read(line).text for line in child.tail]
+
+
+def tunnel_rules(tunnel: str, service: str, proxied: bool) -> str:
+    """The dev edge's configuration file: one rule, with what a broker behind a tunnel wants.
+
+    `wsKeepAlive` pings idle WebSockets, which Cloudflare cuts after 100 s; `proxyProtocol` tells the broker who it is
+    that comes. Both are this connector's own options: a dashboard does not offer them.
+    """
+    options = ["wsKeepAlive = 30"] + (['proxyProtocol = "v2"'] if proxied else [])
+    return f"""[tunnels.{tunnel}]
+ingress = [{{ service = "{service}", originRequest = {{ {", ".join(options)} }} }}]
+"""
 
 
 def hold_lock(directory: Path) -> int:

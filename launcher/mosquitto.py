@@ -55,6 +55,8 @@ class Broker:
     ws_port: int
     title: str
     mqtt5: bool = True
+    proxied: bool = False
+    """Its WebSocket listener wants a PROXY header, which brings it the eyeball's address."""
 
 
 Ready = Callable[[Broker], Coroutine[Any, Any, None]]
@@ -104,7 +106,9 @@ def broker_identity() -> tuple[int, int] | None:
     return None
 
 
-def configuration(version: tuple[int, int, int], mqtt_port: int, ws_port: int, *, user: str | None = None) -> str:
+def configuration(
+    version: tuple[int, int, int], mqtt_port: int, ws_port: int, *, user: str | None = None, proxied: bool = False
+) -> str:
     """Text of the demo's mosquitto.conf in the dialect of `version`; paths are relative to the broker's directory."""
     shape = brokerconf.Shape(
         listeners=(
@@ -113,6 +117,7 @@ def configuration(version: tuple[int, int, int], mqtt_port: int, ws_port: int, *
         ),
         user=user,
         written_by="`launcher demo`",
+        proxy_protocol=proxied,
         debug=True,  # tells about single messages (topic and size, never the payload)
     )
     return brokerconf.configuration(brokerconf.Dialect(version), shape)
@@ -177,6 +182,7 @@ async def start(
     on_line: LineCallback | None,
     ready: Ready,
     ports: Callable[[int], list[int]] = free_ports,
+    proxied: bool = False,
 ) -> Broker:
     """Start Mosquitto and wait until `await ready(broker)` returns; new ports when the chosen ones were taken."""
     wanted = broker_identity()
@@ -184,12 +190,12 @@ async def start(
     user = "root" if identity is None and os.geteuid() == 0 else None
 
     async def attempt(mqtt_port: int, ws_port: int) -> Child:
-        text = configuration(binary.version, mqtt_port, ws_port, user=user)
+        text = configuration(binary.version, mqtt_port, ws_port, user=user, proxied=proxied)
         write_private(directory / "mosquitto.conf", text, identity)
         command = [binary.path, "-c", "mosquitto.conf"]
         return await Child.start("broker", command, on_line=on_line, cwd=directory, identity=identity)
 
-    return await start_with_ports(attempt, str(binary), ready, ports=ports)
+    return await start_with_ports(attempt, str(binary), ready, ports=ports, proxied=proxied)
 
 
 async def start_embedded(
@@ -217,12 +223,13 @@ async def start_with_ports(
     *,
     ports: Callable[[int], list[int]] = free_ports,
     mqtt5: bool = True,
+    proxied: bool = False,
 ) -> Broker:
     """Run `attempt` with fresh ports until its child is ready, or ends for another reason than a taken port."""
     for _ in range(ADDRESS_TRIES):
         mqtt_port, ws_port = ports(2)
         child = await attempt(mqtt_port, ws_port)
-        broker = Broker(child, mqtt_port, ws_port, title, mqtt5)
+        broker = Broker(child, mqtt_port, ws_port, title, mqtt5, proxied)
         waiting = asyncio.create_task(ready(broker), name="broker readiness")
         try:
             await asyncio.wait({waiting, child.exited}, return_when=asyncio.FIRST_COMPLETED)

@@ -41,6 +41,8 @@ from launcher.stack import (
     ServiceState,
     Wanted,
     configuration_checks,
+    doctor_checks,
+    doctor_command,
     last_error,
 )
 from launcher.stackdir import Settings, StackDir, StackError, explained
@@ -48,6 +50,7 @@ from launcher.stackdir import Settings, StackDir, StackError, explained
 START_SECONDS = 45.0
 STOP_SECONDS = supervise.BROKER_GRACE + supervise.CONNECTOR_GRACE + 10.0
 FOLLOW_PAUSE = 0.3
+DOCTOR_SECONDS = 90.0
 INSTALL = "install Mosquitto (Debian, Ubuntu: apt install mosquitto; macOS: brew install mosquitto), or use containers"
 
 
@@ -419,6 +422,25 @@ class Native:
             return await asyncio.to_thread(selfcheck.round_trip, target, User(user, password, ()), CHECK_TOPIC)
         except (HopError, selfcheck.RefusedError) as error:
             raise StackError(f"{target.url}: {error}", advice="see: launcher logs broker") from error
+
+    async def connector_doctor(self, url: str | None) -> list[Check]:
+        """As another process beside the connector."""
+        program = [sys.executable, "-m", "connector"]
+        token, ca = str(self.directory.token_file), self.settings.connector_ca
+        command = doctor_command(program, self.settings, token, ca, url)
+        try:
+            done = await asyncio.to_thread(
+                subprocess.run,
+                command,
+                capture_output=True,
+                timeout=DOCTOR_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                env=child_environment(),
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return []
+        return doctor_checks(done.stdout.decode("utf-8", "replace"))
 
     async def examine(self) -> list[Check]:
         """The broker's program, its data directory, its listeners, its configuration."""

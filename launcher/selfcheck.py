@@ -35,8 +35,9 @@ STEP_SECONDS = 10.0
 """Longest wait for one answer. Everything is on this machine: what takes longer is stuck."""
 
 CHECK_TOPIC = "health/selfcheck"
-PROXY_LOCAL = b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
-"""PROXY protocol 2, command LOCAL: a connection of the proxy's own, for checks (its specification, section 2.2)."""
+PROXY_HEADER = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\x7f\x00\x00\x01\x7f\x00\x00\x01\xff\xff\x23\x29"
+"""PROXY protocol 2 for a TCP connection from 127.0.0.1 (its specification, section 2.2), for checks of a listener that
+wants one. The command LOCAL, made for this, is refused by Mosquitto 2.1."""
 
 REFUSALS = {134, 135}
 """Bad user name or password; not authorized (MQTT 5 section 3.2.2.2). Brokers answer either, and paho translates the
@@ -146,7 +147,7 @@ class Session:
         )
         self._client.connect_timeout = STEP_SECONDS
         if target.proxied:
-            self._client.preamble = PROXY_LOCAL
+            self._client.preamble = PROXY_HEADER
         if target.ws_path is not None:
             self._client.ws_set_options(path=target.ws_path)
         if target.tls:

@@ -136,6 +136,10 @@ class Engine(Protocol):
         """An authenticated CONNECT and a QoS 1 round trip as the connector would reach the broker; milliseconds."""
         ...
 
+    async def connector_doctor(self, url: str | None) -> list[Check]:
+        """`connector doctor` from where the connector stands; empty when its program has none."""
+        ...
+
     async def examine(self) -> list[Check]:
         """What only the engine can tell: images, volumes, ports, the configuration that the broker has."""
         ...
@@ -236,6 +240,35 @@ def last_error(lines: Sequence[str]) -> str:
         if message.startswith("Registered tunnel connection"):
             return ""
     return ""
+
+
+def doctor_checks(text: str) -> list[Check]:
+    """The hops in `connector doctor --json`'s answer; empty when it is none."""
+    try:
+        hops = json.loads(text)["hops"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    checks = []
+    for hop in hops if isinstance(hops, list) else []:
+        status = hop.get("status")
+        if status == "skip":
+            continue
+        good = {"ok": True, "fail": False}.get(status)
+        name = f"hop {hop.get('hop')}"
+        checks.append(
+            Check(name, good, str(hop.get("detail")), str(hop.get("advice") or ""), float(hop.get("ms") or 0))
+        )
+    return checks
+
+
+def doctor_command(
+    program: Sequence[str], settings: Settings, token_file: str, ca: str | None, url: str | None
+) -> list[str]:
+    """The command line of `connector doctor` for this stack."""
+    words = [*program, "doctor", "--json", *settings.connector_args, "--token-file", token_file]
+    if ca is not None:
+        words += ["--cacert", ca]
+    return [*words, url] if url else words
 
 
 def configuration_checks(text: str) -> list[Check]:

@@ -31,7 +31,8 @@ def users() -> tuple[User, User]:
 async def accepts(broker: Broker, user: User) -> None:
     """Until both listeners let `user` in."""
     for port, path in ((broker.mqtt_port, None), (broker.ws_port, "/mqtt")):
-        target = selfcheck.Target("127.0.0.1", port, path, mqtt5=broker.mqtt5)
+        proxied = broker.proxied and path is not None
+        target = selfcheck.Target("127.0.0.1", port, path, mqtt5=broker.mqtt5, proxied=proxied)
         while True:
             try:
                 await asyncio.to_thread(selfcheck.check_listener, target, user)
