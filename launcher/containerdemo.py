@@ -163,7 +163,7 @@ class _Demo:
             }
             rules = tunnel_rules(TUNNEL, "http://mosquitto:9001", settings.proxy_protocol)
             async with explained("creating the dev edge"):
-                edge = await engine.client.containers.create(config, name=name)
+                edge: Any = await engine.client.containers.create(config, name=name)
                 await edge.put_archive(spec.CONNECTOR_DIR, spec.archive({"tunnels.toml": rules}, spec.CONNECTOR_UID))
             try:
                 async with explained("starting the dev edge"):

@@ -430,11 +430,11 @@ class Containers(Logs):
         from aiodocker.volumes import DockerVolume  # noqa: PLC0415
 
         volume: Any = DockerVolume(self.client, name)  # type: ignore[no-untyped-call]
-        did = False
+        removed: list[str] = []
         async with explained(f"removing the volume {name}", missing_ok=True):
             await volume.delete()
-            did = True
-        return did
+            removed.append(name)
+        return bool(removed)
 
     async def restart(self, services: Sequence[str], progress: Progress, wait_seconds: float = 60.0) -> None:
         """Connector down first and up last, so that it drains while the broker is still there."""
