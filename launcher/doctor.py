@@ -70,7 +70,7 @@ async def examine(
     else:
         tell(Check("rule", True, state.rule))
     public = hostname or next(iter(state.hostnames), None)
-    target = f"https://{public.partition(':')[0]}{PATH}" if public else None
+    target = f"wss://{public.partition(':')[0]}{PATH}" if public else None
     for check in await engine.connector_doctor(target):
         tell(check)
     if public is None:

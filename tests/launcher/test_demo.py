@@ -399,8 +399,20 @@ class Sabotaged(demo_module.Demo):
         super().__init__(demo_module.Options(broker="mosquitto", public_port=0, once=True), console)
         self._change = change
 
+    async def _start_edge(self, broker: Any) -> Any:
+        original = demo_module.tunnel_rules
+
+        def rules(tunnel: str, service: str, proxied: bool) -> str:
+            return original(tunnel, self._change.get("service", service), proxied)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(demo_module, "tunnel_rules", rules)
+            return await super()._start_edge(broker)
+
     async def _start_python(self, name: str, flags: str, *args: Any, **kwargs: Any) -> Child:
         for old, new in self._change.items():
+            if old == "service":
+                continue
             flags = re.sub(old, new, flags)
         return await super()._start_python(name, flags, *args, **kwargs)
 
@@ -416,16 +428,17 @@ class Sabotaged(demo_module.Demo):
         ({"^edge --listen": "edge --nonsense --listen"}, "dev edge", "ended by itself"),
         ({"^edge token demo": "edge token other"}, "registration", "Tunnel not found"),
         ({"^edge token demo": "edge token --nonsense"}, "dev edge", "no token"),
-        ({"--ingress http://[0-9.:]+": "--ingress http_status:99999"}, "configuration", ""),
-        ({"--ingress http://[0-9.:]+": "--ingress http://127.0.0.1:9"}, "WebSocket", "502"),
-        ({"--ingress http://[0-9.:]+": "--ingress http_status:418"}, "WebSocket", "418"),
+        ({"service": "http_status:99999"}, "configuration", ""),
+        ({"service": "http://127.0.0.1:9"}, "WebSocket", "502"),
+        ({"service": "http_status:418"}, "WebSocket", "418"),
     ],
     ids=str,
 )
 def test_every_hop_that_fails_is_named(
     change: dict[str, str], hop: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(demo_module, "REGISTRATION_SECONDS", 3.0)
+    if "within" in words or not words:
+        monkeypatch.setattr(demo_module, "REGISTRATION_SECONDS", 3.0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     out = io.StringIO()
     status = aio_run(Sabotaged(Console(out, as_json=True), change).run(), limit=60)
