@@ -95,7 +95,11 @@ class SocksServer:
         if not self._greeted:
             reply = self._greet()
         if self._greeted and self.destination is None:
-            self.destination = self._request()
+            try:
+                self.destination = self._request()
+            except SocksError as error:
+                error.reply = reply + error.reply  # both came at once
+                raise
         return reply
 
     def rest(self) -> bytes:

@@ -10,9 +10,10 @@ import signal
 import socket
 import ssl
 import struct
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from aiohttp import web
 from tests.support.access_keys import AUDIENCE, KeyServer, key_server
 from tests.support.aio import run
 from tests.support.origins import free_port, http_origin
-from tests.support.processes import Child, connector, dev_edge, edge_token
+from tests.support.processes import Child, dev_edge, edge_token, tunnel
 from tests.support.tcp_servers import answer_with_what_comes_first, count_then_answer, echo, tcp_server
 
 PROTOCOLS = ["http2", "quic"]
@@ -100,6 +101,8 @@ class Everything:
         self.port = port
         self.keys = keys
         self.forwarded = forwarded
+        self.echoes = 0
+        self.ca = ca
         self.context = ssl.create_default_context(cafile=str(ca))
         self.context.check_hostname = False
 
@@ -160,42 +163,25 @@ def _keys(stack: ExitStack) -> KeyServer:
     return found[0]
 
 
-@pytest.fixture(scope="module", params=PROTOCOLS)
-def up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]:
-    state = tmp_path_factory.mktemp("state")
+OURS = (
+    *(sys.executable, "-m", "connector", "run", "--edge", "{edge}", "--cacert", "{ca}", "--output", "json"),
+    *("--token-file", "{token_file}", "--protocol", "{protocol}", "--loglevel", "debug"),
+)
+
+
+@contextmanager
+def everything(state: Path, protocol: str, command: tuple[str, ...] = OURS) -> Iterator[Everything]:
+    """A dev edge and a connector (by its command line) with one rule of each kind."""
     with ExitStack() as stack:
         origin = stack.enter_context(http_origin(_application))
         echoes = stack.enter_context(tcp_server(echo))
         counts = stack.enter_context(tcp_server(count_then_answer))
         introduced = stack.enter_context(tcp_server(answer_with_what_comes_first))
         keys = _keys(stack)
-        options = {"access": {"required": True, "teamName": "team", "audTag": [AUDIENCE]}}
-        rules = [
-            {"hostname": "hello.test", "service": "hello_world"},
-            {"hostname": "tcp.test", "service": f"tcp://127.0.0.1:{echoes}"},
-            {"hostname": "bastion.test", "service": "bastion"},
-            {
-                "hostname": "socks.test",
-                "service": "socks-proxy",
-                "originRequest": {"ipRules": [{"prefix": "127.0.0.0/8", "ports": [echoes], "allow": True}]},
-            },
-            {"hostname": "access.test", "service": "hello_world", "originRequest": options},
-            {
-                "hostname": "proxy.test",
-                "service": f"http://127.0.0.1:{introduced}",
-                "originRequest": {"proxyProtocol": "v2"},
-            },
-            {
-                "hostname": "mqtt.test",
-                "service": f"ws://127.0.0.1:{origin}",
-                "originRequest": {"wsSubprotocols": ["mqtt"], "wsKeepAlive": 1},
-            },
-            {"service": f"http://127.0.0.1:{origin}"},
-        ]
-        file = state / "edge.json.toml"
-        file.write_text(f"[tunnels.test]\ningress = {_toml(rules)}\n")
         forwarded = {"echo": free_port(), "count": free_port(), "nobody": free_port()}
         targets = {"echo": echoes, "count": counts, "nobody": free_port()}
+        file = state / "edge.toml"
+        file.write_text(f"[tunnels.test]\ningress = {_toml(_rules(origin, echoes, introduced))}\n")
         forwards = [
             part
             for name, port in forwarded.items()
@@ -205,17 +191,36 @@ def up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
         token = state / "token"
         token.write_text(edge_token(state))
         token.chmod(0o600)
-        run_ = stack.enter_context(
-            connector(
-                *("run", "--edge", listening["edge"], "--cacert", listening["ca"], "--output", "json"),
-                *("--token-file", token, "--protocol", str(request.param), "--loglevel", "debug"),
-                env={"CONNECTOR_ACCESS_KEYS_URL": keys.url},
-            )
-        )
-        assert edge.event("registered")["protocol"] == request.param
+        values = {"edge": listening["edge"], "ca": listening["ca"], "token_file": str(token), "protocol": protocol}
+        parts = [part.format(**values) for part in command]
+        run_ = stack.enter_context(Child(*parts, env={"CONNECTOR_ACCESS_KEYS_URL": keys.url}))
+        assert edge.event("registered")["protocol"] == protocol
         edge.event("configuration", applied=True)
         it = Everything(edge, run_, int(listening["public"].rpartition(":")[2]), Path(listening["ca"]), keys, forwarded)
-        it.echoes = echoes  # type: ignore[attr-defined]
+        it.echoes = echoes
+        yield it
+
+
+def _rules(origin: int, echoes: int, introduced: int) -> list[dict[str, Any]]:
+    def rule(name: str, service: str, **options: Any) -> dict[str, Any]:
+        return {"hostname": f"{name}.test", "service": service, "originRequest": options}
+
+    access = {"required": True, "teamName": "team", "audTag": [AUDIENCE]}
+    return [
+        rule("hello", "hello_world"),
+        rule("tcp", f"tcp://127.0.0.1:{echoes}"),
+        rule("bastion", "bastion"),
+        rule("socks", "socks-proxy", ipRules=[{"prefix": "127.0.0.0/8", "ports": [echoes], "allow": True}]),
+        rule("access", "hello_world", access=access),
+        rule("proxy", f"http://127.0.0.1:{introduced}", proxyProtocol="v2"),
+        rule("mqtt", f"ws://127.0.0.1:{origin}", wsSubprotocols=["mqtt"], wsKeepAlive=1),
+        {"service": f"http://127.0.0.1:{origin}"},
+    ]
+
+
+@pytest.fixture(scope="module", params=PROTOCOLS)
+def up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]:
+    with everything(tmp_path_factory.mktemp("state"), str(request.param)) as it:
         yield it
 
 
@@ -267,7 +272,7 @@ def test_tcp_over_websocket(up: Everything) -> None:
 
 def test_bastion(up: Everything) -> None:
     async def main() -> None:
-        jump = {"Cf-Access-Jump-Destination": f"127.0.0.1:{up.echoes}"}  # type: ignore[attr-defined]
+        jump = {"Cf-Access-Jump-Destination": f"127.0.0.1:{up.echoes}"}
         async with up.websocket("bastion.test", additional_headers=jump) as talk:
             await talk.send(b"hi")
             assert await talk.recv() == b"hi"
@@ -286,7 +291,7 @@ def test_socks(up: Everything) -> None:
         async with up.websocket("socks.test") as talk:
             await talk.send(b"\x05\x01\x00")
             assert await talk.recv() == b"\x05\x00"
-            await talk.send(b"\x05\x01\x00\x03\x09localhost" + struct.pack(">H", up.echoes))  # type: ignore[attr-defined]
+            await talk.send(b"\x05\x01\x00\x03\x09localhost" + struct.pack(">H", up.echoes))
             assert (await talk.recv())[:4] == b"\x05\x00\x00\x01"
             await talk.send(b"through")
             assert await talk.recv() == b"through"
@@ -410,8 +415,6 @@ def test_a_visitor_that_leaves_is_no_error(up: Everything) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_websockets_get_1001_at_the_end_of_the_grace_period(tmp_path: Path, protocol: str) -> None:
-    from tests.support.processes import tunnel
-
     args = ("--grace-period", "1s", "--protocol", protocol)
     with http_origin() as port, tunnel(tmp_path, f"http://127.0.0.1:{port}", run_args=args) as both:
 
