@@ -98,8 +98,10 @@ def _command(argv: list[str], exposed: str) -> int:
         if not tunnel.rest:
             return _invoke("tunnel", levels, [], exposed)
         path, rest = _resolve(f"tunnel {tunnel.rest[0]}"), tunnel.rest[1:]
-        if f"{path} {rest[0] if rest else ''}" in COMMANDS:  # a command of three words, such as tunnel ingress rule
-            path, rest = f"{path} {rest[0]}", rest[1:]
+    if path not in COMMANDS:  # words that only lead to commands, such as tunnel ingress
+        if not rest or rest[0].startswith("-"):
+            return _help(path)
+        path, rest = _resolve(f"{path} {rest[0]}"), rest[1:]
     command = COMMANDS[path]
     if command.raw:
         return int(_load(command.target)(rest))

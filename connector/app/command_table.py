@@ -124,6 +124,22 @@ COMMANDS: dict[str, Command] = {
         ),
         tunnel_flags=False,
     ),
+    "tunnel ingress validate": Command(
+        "connector.app.ingress_commands:validate",
+        "check the rules of a configuration file",
+        flags=(
+            Flag(
+                "json",
+                alias="j",
+                env=("TUNNEL_INGRESS_VALIDATE_JSON",),
+                metavar="TEXT",
+                help="Check these rules instead of a file's.",
+            ),
+        ),
+    ),
+    "tunnel ingress rule": Command(
+        "connector.app.ingress_commands:rule_for", "print the rule that serves a URL", "URL"
+    ),
     "edge": Command(
         "connector.devedge.cli:main", "a small edge for tests on this machine", tunnel_flags=False, raw=True
     ),
@@ -162,7 +178,7 @@ COMMANDS: dict[str, Command] = {
 }
 """By words. A command under `tunnel` is also found without it, where no other has its name: `connector run`."""
 
-SHORT = {"run": "tunnel run", "ready": "tunnel ready"}
+SHORT = {"run": "tunnel run", "ready": "tunnel ready", "ingress": "tunnel ingress"}
 """Commands of `tunnel` that are also found without that word."""
 
 WORD_ALIASES = {"h": "help", "forward": "access", "tunnel h": "help", "tunnel help": "help"}

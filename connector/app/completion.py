@@ -63,7 +63,7 @@ def _nodes() -> dict[str, _Node]:
         )
     for short, words in SHORT.items():
         nodes[short] = nodes[words]
-        nodes[""].children[short] = COMMANDS[words].summary
+        nodes[""].children[short] = COMMANDS[words].summary if words in COMMANDS else f"{words} ..."
     return nodes
 
 

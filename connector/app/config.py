@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from connector.app.durations import format_duration
-from connector.app.flags import Flags, looks_like_token
+from connector.app.flags import Flags
+from connector.app.local_config import LocalConfig, find_token
+from connector.app.origin_flags import start_rules
 from connector.errors import ConfigError, UsageError, WireError
 from connector.protocol.protocol_choice import ADDRESS_BUDGET
 from connector.proxy.dns_service import parse_resolvers
+from connector.proxy.ingress import DEFAULT_INGRESS
 from connector.wire.token import Token, decode_token
 
 if TYPE_CHECKING:
@@ -71,6 +74,7 @@ class RunConfig:
         "ha_connections",
         "icmp_source4",
         "icmp_source6",
+        "ingress",
         "inspect",
         "ip_version",
         "label",
@@ -99,7 +103,7 @@ class RunConfig:
         "token",
         "token_file",
         "token_given",
-        "url",
+        "watched",
         "ws_keep_alive",
     )  # fmt: skip
 
@@ -136,7 +140,10 @@ class RunConfig:
         self.bind_address: str | None = None
         self.features: list[str] = list(FEATURES)
         self.tags: list[tuple[str, str]] = []
-        self.url: str | None = None
+        self.ingress = DEFAULT_INGRESS
+        """What serves until the edge pushes a configuration."""
+        self.watched: tuple[Flags, LocalConfig] | None = None
+        """The configuration file that is read again when it changes."""
         self.metrics: str | None = None
         """Where the metrics server listens; None: nowhere."""
         self.access_log = False
@@ -162,7 +169,7 @@ class RunConfig:
         self.settings: dict[str, str] = {}
 
 
-def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig:
+def run_config(flags: Flags, words: Sequence[str], token_text: str, local: LocalConfig | None = None) -> RunConfig:
     """Check everything; UsageError (status 255) or ConfigError (status 1) says what is wrong and what to do."""
     if len(words) > 1:
         late = next((word for word in words if word.startswith("-")), None)
@@ -170,16 +177,17 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
             '"connector tunnel run" accepts only one argument, the ID or name of the tunnel to run.',
             advice=f"Flags go before it: move {late.partition('=')[0]} to the left." if late else "",
         )
-    if not token_text:
-        raise _no_token(words)
-    try:
-        config = RunConfig(decode_token(token_text))
-    except WireError as error:
-        raise UsageError(str(error), advice=error.advice) from None
+    if token_text:
+        try:
+            config = RunConfig(decode_token(token_text))
+        except WireError as error:
+            raise UsageError(str(error), advice=error.advice) from None
+    else:
+        config = RunConfig(find_token(flags, words, local))
     config.protocol = _protocol(flags.text("protocol"))
     config.token_given = flags.is_set("token")
-    config.token_file = flags.text("token-file") if not flags.text("token") else None
     config.prechecks = not flags.value("no-prechecks")
+    config.token_file = (flags.text("token-file") or None) if not flags.text("token") else None
     config.stdin_control = bool(flags.value("stdin-control"))
     config.post_quantum = bool(flags.value("post-quantum"))
     if config.post_quantum:
@@ -225,7 +233,8 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str) -> RunConfig
     wanted = [name for name in flags.texts("features") if name not in _REMOVED_FEATURES]
     config.features = list(dict.fromkeys([*config.features, *wanted]))
     config.tags = [_tag(text) for text in flags.texts("tag")]
-    config.url = (flags.text("url") or None) if flags.is_set("url") else None
+    config.ingress = start_rules(flags, local)
+    config.watched = None if local is None else (flags, local)
     config.metrics = flags.text("metrics") if flags.is_set("metrics") else default_metrics_address()
     split_address(config.metrics, "--metrics", any_host=True)
     config.access_log = bool(flags.value("access-log"))
@@ -278,23 +287,6 @@ def read_token(flags: Flags) -> str:
             f"Failed to read token file: {cause}: {shown}",
             advice="Give the path of a readable text file that holds nothing but the token.",
         ) from None
-
-
-def _no_token(words: Sequence[str]) -> UsageError:
-    if words and looks_like_token(words[0]):
-        return UsageError(
-            "The argument looks like a token, but no flag precedes it.",
-            advice="Write it to a file that only you can read, and give --token-file FILE.",
-        )
-    if words:
-        return UsageError(
-            "A tunnel named on the command line needs a credentials file, which this version does not read.",
-            advice="Give the tunnel's token: --token-file FILE, or TUNNEL_TOKEN in the environment.",
-        )
-    return UsageError(
-        '"connector tunnel run" requires the token of the tunnel to run.',
-        advice="Give --token-file FILE, or TUNNEL_TOKEN in the environment.",
-    )
 
 
 def _window(flags: Flags, name: str) -> int | None:

@@ -19,7 +19,6 @@ from contextlib import asynccontextmanager
 
 from connector.app.durations import format_duration
 from connector.app.logs import Logger
-from connector.app.orchestrator import local_configuration
 from connector.app.race import run_race
 from connector.app.state import TunnelState
 from connector.errors import (
@@ -360,7 +359,8 @@ class EdgeConnection:
         COUNTS.add("cloudflared_config_local_config_pushes")
         try:
             async with self._until_stopped():
-                await client.update_local_configuration(local_configuration(config), config.rpc_timeout)
+                report = self._state.orchestrator.local_configuration(config)
+                await client.update_local_configuration(report, config.rpc_timeout)
         except ConnectorError as error:
             COUNTS.add("cloudflared_config_local_config_pushes_errors")
             log.error("unable to send local configuration", error=str(error))

@@ -41,28 +41,8 @@ GROUPS = (
 """Order of the groups in help."""
 
 LATER_NAMES = frozenset({
-    "config",
-    "origincert",
     "transport-loglevel",
     "write-stream-timeout",
-    "credentials-file",
-    "credentials-contents",
-    "hello-world",
-    "socks5",
-    "proxy-connect-timeout",
-    "proxy-tls-timeout",
-    "proxy-tcp-keepalive",
-    "proxy-no-happy-eyeballs",
-    "proxy-keepalive-connections",
-    "proxy-keepalive-timeout",
-    "http-host-header",
-    "origin-server-name",
-    "unix-socket",
-    "origin-ca-pool",
-    "no-tls-verify",
-    "no-chunked-encoding",
-    "http2-origin",
-    "bastion",
 })  # fmt: skip
 """Flags that do nothing yet: whoever makes one work deletes its line here, and nothing else in this file."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from connector.app.durations import parse_duration
+from connector.app.durations import format_duration, parse_duration
 from connector.app.flag_table import FLAGS, Flag
 from connector.errors import UsageError
 
@@ -186,15 +186,33 @@ def _wrong(flag: Flag, text: str, name: str, variable: str, cause: str) -> Usage
     return UsageError(f"Incorrect Usage: {what}: {cause}", advice=f"{_wants(flag)}.")
 
 
-class Flags:
-    """The values in force: the most specific level first, then environment, then default. Never prints secrets."""
+def _as_text(flag: Flag, value: Value) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return format_duration(float(value)) if flag.kind == "duration" and not isinstance(value, str) else str(value)
 
-    __slots__ = ("_environ", "_known", "_levels")
+
+class Flags:
+    """The values in force: the most specific level first, then environment, file, default. Never prints secrets."""
+
+    __slots__ = ("_environ", "_file", "_known", "_levels", "_path")
 
     def __init__(self, levels: Sequence[Level], environ: Mapping[str, str], *, own: Sequence[Flag] = ()) -> None:
         self._levels = list(levels)
         self._environ = environ
         self._known = {**FLAGS, **{flag.name: flag for flag in own}} if own else FLAGS
+        self._file: Mapping[str, Value] = {}
+        self._path = ""
+
+    def with_file(self, values: Mapping[str, Value], path: str) -> Flags:
+        """Give these flags with a file's values, which count where neither command line nor environment sets a flag."""
+        flags = Flags(self._levels, self._environ)
+        flags._known = self._known
+        flags._file = dict(values)
+        flags._path = path
+        return flags
 
     @property
     def environ(self) -> Mapping[str, str]:
@@ -202,10 +220,10 @@ class Flags:
         return self._environ
 
     def source(self, name: str) -> str:
-        """Name where the value comes from: `--token`, `TUNNEL_TOKEN`, or nothing when it is the default."""
+        """Name where the value comes from: `--token`, `TUNNEL_TOKEN`, a file's key, or nothing for the default."""
         if any(name in level.given for level in self._levels):
             return f"--{name}"
-        return self._variable(self._known[name])
+        return self._variable(self._known[name]) or (f"the key {name} of {self._path}" if name in self._file else "")
 
     def _variable(self, flag: Flag) -> str:
         for variable in flag.env:
@@ -231,6 +249,8 @@ class Flags:
             if flag.kind == "list":
                 return [part.strip() for part in text.split(",") if part.strip()]
             return convert(flag, text, name, variable=variable)
+        if name in self._file:
+            return self._file[name]
         if flag.kind == "list":
             return []
         return convert(
@@ -280,8 +300,11 @@ class Flags:
         return self._environ[variable] if variable else ""
 
     def settings(self) -> dict[str, str]:
-        """Give the flags set on the command line as text, secrets masked: for the `Settings` log line."""
+        """Give the flags set on the command line or in the file as text, secrets masked: for the `Settings` line."""
         shown: dict[str, str] = {}
+        for name, value in self._file.items():
+            if not self._variable(self._known[name]):
+                shown[name] = "*****" if self._known[name].secret else _as_text(self._known[name], value)
         for level in self._levels:
             for name, texts in level.given.items():
                 shown[name] = "*****" if self._known[name].secret else ",".join(texts)

@@ -12,16 +12,25 @@ from typing import Any, Protocol
 from connector.app.config import RunConfig
 from connector.app.logs import Logger
 from connector.errors import ConnectorError, WireError
-from connector.proxy.ingress import Ingress, parse_remote_config
+from connector.proxy.ingress import LOCAL_VERSION, Ingress, parse_remote_config
+from connector.proxy.ingress_diff import describe_changes
+from connector.proxy.ingress_report import local_report
 
-LOCAL_VERSION = -1
-"""What is in force at start; remote version 0 already wins."""
+_REPORTED = (
+    "autoupdate-freq", "no-autoupdate", "retries", "protocol", "loglevel", "transport-loglevel", "origincert",
+    "metrics", "metrics-update-freq", "edge-ip-version", "edge-bind-address", "max-active-flows",
+)  # fmt: skip
+"""Flags that the edge is told of."""
 
 _INT32 = range(-(2**31), 2**31)
 
 
 class IngressHolder(Protocol):
     """The part of the dispatcher that the orchestrator uses."""
+
+    @property
+    def ingress(self) -> Ingress:
+        """The rules in force."""
 
     def set_ingress(self, ingress: Ingress) -> None:
         """Put new rules in force for new requests."""
@@ -89,6 +98,22 @@ class Orchestrator:
         self._log.info("Updated to new configuration", version=version, config=text)
         return None
 
+    def apply_local(self, ingress: Ingress) -> list[str] | None:
+        """Put the rules of a local file in force and give the changes; None while rules of the edge are in force.
+
+        Errors: ConfigError when an origin cannot start; the old rules stay then.
+        """
+        if self.version > LOCAL_VERSION or self._shut:
+            return None
+        changes = describe_changes(self._holder.ingress, ingress)
+        self._holder.set_ingress(ingress)  # also without changes: files that rules name may have changed
+        return changes
+
+    def local_configuration(self, config: RunConfig) -> bytes:
+        """Give what updateLocalConfiguration reports for a tunnel that is not remotely managed."""
+        flags = {name: config.settings[name] for name in _REPORTED if config.settings.get(name)}
+        return json.dumps(local_report(self._holder.ingress, flags), separators=(",", ":")).encode()
+
     def shut(self) -> None:
         """Refuse everything from now on: the process ends."""
         self._shut = True
@@ -99,13 +124,3 @@ def _folded(message: Any) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise WireError("configuration push is no JSON object")
     return {str(key).lower(): value for key, value in message.items()}
-
-
-def local_configuration(config: RunConfig) -> bytes:
-    """Give what updateLocalConfiguration reports for a tunnel that is not remotely managed."""
-    reported = ("retries", "protocol", "loglevel", "metrics", "edge-ip-version", "edge-bind-address", "no-autoupdate")
-    flags = {name: config.settings[name] for name in reported if name in config.settings}
-    document: dict[str, Any] = {"__configuration_flags": flags} if flags else {}
-    document["ingress"] = [{"service": config.url or "http_status:503", "originRequest": {}}]
-    document["warp-routing"] = {}
-    return json.dumps(document, separators=(",", ":")).encode()

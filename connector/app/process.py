@@ -35,7 +35,7 @@ from connector.app.token_watch import TokenWatch
 from connector.app.transport_choice import TransportChoice
 from connector.errors import ConnectorError, DiscoveryError, UsageError, WireError
 from connector.proxy.dispatch import Dispatcher
-from connector.proxy.ingress import DEFAULT_INGRESS, ingress_from_url
+from connector.proxy.ingress import DEFAULT_INGRESS
 from connector.transport.kj import kj_loop
 from connector.transport.wakeups import Wakeups
 
@@ -116,7 +116,7 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
     _log_start(config, log, connector_id)
     loop = asyncio.get_running_loop()
     dispatcher = Dispatcher(
-        ingress=ingress_from_url(config.url) if config.url else DEFAULT_INGRESS,
+        ingress=config.ingress,
         connector_id=connector_id,
         tags=tuple(config.tags),
         loop=loop,
@@ -138,6 +138,12 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         stack.push_async_callback(dispatcher.close)
         if config.proxy is not None:
             log.info(f"The edge is reached through the proxy {config.proxy}, over HTTP/2", protocol=config.protocol)
+        if config.watched is not None:
+            from connector.app.config_watch import ConfigWatch  # noqa: PLC0415  (most runs have no file)
+
+            config_watch = ConfigWatch(*config.watched, orchestrator, log)
+            config_watch.start(loop)
+            stack.callback(config_watch.stop)
         choice = TransportChoice(
             "http2" if config.proxy is not None and config.protocol == "auto" else config.protocol,
             log,
@@ -276,7 +282,9 @@ def _log_start(config: RunConfig, log: Logger, connector_id: uuid.UUID) -> None:
     if environment := shown_environment(os.environ):
         log.info(f"Environmental variables {environment}")
     log.info(f"Generated Connector ID: {connector_id}")
-    if config.url is None:
+    for warning in config.ingress.warnings:
+        log.warn(f"Configuration: {warning}")
+    if config.ingress.rules == DEFAULT_INGRESS.rules:
         log.debug("Requests get 503 until the edge pushes a configuration")
 
 

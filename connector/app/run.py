@@ -9,19 +9,22 @@ from __future__ import annotations
 from connector.app.command_table import Call
 from connector.app.config import read_token, run_config
 from connector.app.flag_table import LATER, NO_EFFECT
+from connector.app.local_config import configured_flags, say_what_was_read
 from connector.app.logs import Logger, stderr_logger
 
 
 def run(call: Call) -> int:
     """Run a tunnel until it is told to stop."""
-    flags = call.flags
+    flags, local = configured_flags(call.flags)
+    call = call._replace(flags=flags)
     flags.check()
     log = start_log(call)
     token_text = read_token(flags)
     if token_text:
         log.output.redactor.add(token_text)
-    config = run_config(flags, call.arguments, token_text)
+    config = run_config(flags, call.arguments, token_text, local)
     log.output.redactor.add_bytes(config.token.secret)
+    say_what_was_read(flags, local, log)
     if flags.text("hostname"):
         log.warn("The flag --hostname is of classic tunnels and is ignored: host names belong to the tunnel's rules")
 

@@ -65,7 +65,12 @@ def parse_url(text: str) -> GoUrl:
     try:
         return _parse(text)
     except UrlError as error:
-        raise UrlError(f'parse "{without_userinfo(text)}": {error}') from None
+        raise UrlError(f"parse {_quoted(without_userinfo(text))}: {error}") from None
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped) + '"'
 
 
 def without_userinfo(text: str) -> str:
@@ -141,5 +146,5 @@ def _host(text: str) -> str:
         raise UrlError(f'invalid URL escape "{found[0]}"')
     if not _HOST.fullmatch(text):
         bad = next(char for char in text if not _HOST.fullmatch(char))
-        raise UrlError(f'invalid character "{bad}" in host name')
+        raise UrlError(f"invalid character {_quoted(bad)} in host name")
     return unquote(text, errors="surrogateescape")

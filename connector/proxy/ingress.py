@@ -39,8 +39,9 @@ from connector.proxy.ingress_services import parse_service, port_problem, servic
 from connector.proxy.patterns import PatternError, compile_path
 
 __all__ = [
-    "DEFAULT_INGRESS", "AccessSettings", "IPRule", "Ingress", "OriginSettings", "Rule", "Service", "ServiceKind",
-    "build_ingress", "ingress_from_url", "parse_remote_config", "parse_service", "single_origin",
+    "DEFAULT_INGRESS", "LOCAL_VERSION", "AccessSettings", "IPRule", "Ingress", "OriginSettings", "Rule", "Service",
+    "ServiceKind", "build_ingress", "ingress_from_url", "parse_remote_config", "parse_service",
+    "service_from_url_flag", "single_origin",
 ]  # fmt: skip
 
 LOCAL_VERSION: Final = -1

@@ -149,21 +149,26 @@ def read_json_document(value: object, kind: type[Document] | type[CommandLineDoc
     if not isinstance(value, dict):
         raise ConfigError(f"the configuration must be a JSON object, not {_json_type(value)}")
     try:
-        read = msgspec.convert(_fold(value, kind), kind, dec_hook=_json_hook)
+        read = msgspec.convert(_fold(value, kind, ""), kind, dec_hook=_json_hook)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(str(error))) from None
     return Document(read.ingress, read.origin_request, read.warp_routing)
 
 
-def _fold(value: object, kind: Any) -> object:
+def _fold(value: object, kind: Any, where: str) -> object:
     """Return a JSON value with known keys in their spelling, unknown ones and nulls left out."""
+    if isinstance(value, int) and kind in _RANGES and value not in _RANGES[kind]:
+        raise ConfigError(f"{where.lstrip('.')} does not fit into 64 bits")
     item = item_type(kind)
     if item is not None and isinstance(value, list):
-        return [_fold(_EMPTY.get(item, {}) if part is None else part, item) for part in value]
+        return [
+            _fold(_EMPTY.get(item, {}) if part is None else part, item, f"{where}[{number}]")
+            for number, part in enumerate(value)
+        ]
     if isinstance(kind, type) and issubclass(kind, Struct) and isinstance(value, dict):
         known = keys_of(kind)
         return {
-            known[key][0]: _fold(part, known[key][1])
+            known[key][0]: _fold(part, known[key][1], f"{where}.{known[key][0]}")
             for name, part in value.items()
             if part is not None and (key := name.lower()) in known
         }
@@ -172,6 +177,8 @@ def _fold(value: object, kind: Any) -> object:
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
 
+
+_RANGES: Final[dict[Any, range]] = {int: range(-_INT64, _INT64), UInt: range(-_INT64, 2 * _INT64)}
 
 _EMPTY: Final[dict[Any, object]] = {str: "", int: 0}
 """What null means in a list of plain values."""
@@ -204,7 +211,5 @@ def _explain(message: str) -> str:
         return f"{where} {what}"
     if expected["bound"]:
         return f"{where} must be 0 or more"
-    if "int" in {expected["want"], expected["got"]} and expected["want"] == expected["got"]:
-        return f"{where} does not fit into 64 bits"
     got = f", not {_GOT.get(expected['got'], expected['got'])}" if expected["got"] else ""
     return f"{where} must be a JSON {_WANTED.get(expected['want'], expected['want'])}{got}"

@@ -144,4 +144,10 @@ def _go_words(error: Exception, expression: str) -> str:
             text = words + text[len(theirs) :]
             break
     what, colon, where = text.partition(": ")
+    if where.startswith("(?<"):
+        what, where = "invalid named capture", expression
+    elif what.startswith("trailing"):
+        return f"error parsing regexp: {what}: ``"
+    elif what == "invalid UTF-8" and expression.isascii():
+        what = "invalid escape sequence"
     return f"error parsing regexp: {what}: `{where if colon else expression}`"

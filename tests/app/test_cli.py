@@ -66,7 +66,6 @@ def test_help_and_version_go_to_stdout_with_status_0(argv: tuple[str, ...], star
         (("tunnel", "rn"), ["unknown command: tunnel rn", "tunnel run?"]),
         (("tunnel", "create", "x"), ["no command tunnel create"]),
         (("run",), ["requires the token", "--token-file", "TUNNEL_TOKEN"]),
-        (("run", "some-tunnel"), ["credentials file", "--token-file"]),
         (("run", "a", "b"), ["accepts only one argument"]),
         (("run", "a", "--token", "b"), ["accepts only one argument", "move --token to the left"]),
         (("run", TOKEN), ["looks like a token", "--token-file"]),

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from connector.app.config import RunConfig
 from connector.app.logs import Logger, LogOutput
-from connector.app.orchestrator import Orchestrator, local_configuration
+from connector.app.orchestrator import Orchestrator
 from connector.errors import WireError
-from connector.proxy.ingress import Ingress
+from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, ingress_from_url
 from connector.wire.token import decode_token
 
 TOKEN = (
@@ -29,6 +29,10 @@ class Holder:
 
     def __init__(self) -> None:
         self.seen: list[Ingress] = []
+
+    @property
+    def ingress(self) -> Ingress:
+        return self.seen[-1] if self.seen else DEFAULT_INGRESS
 
     def set_ingress(self, ingress: Ingress) -> None:
         self.seen.append(ingress)
@@ -129,14 +133,30 @@ def test_any_json_is_applied_or_refused_with_words(version: int, config: object)
 
 
 def test_the_local_configuration_report() -> None:
-    config = RunConfig(decode_token(TOKEN))
-    assert local_configuration(config) == (
-        b'{"ingress":[{"service":"http_status:503","originRequest":{}}],"warp-routing":{}}'
-    )
-    config.url = "http://localhost:8000"
+    setup, config = Setup(), RunConfig(decode_token(TOKEN))
+    zero = {"connectTimeout": 0, "tlsTimeout": 0, "tcpKeepAlive": 0, "keepAliveConnections": 0, "keepAliveTimeout": 0}
+    assert json.loads(setup.orchestrator.local_configuration(config)) == {
+        "ingress": [{"service": "http_status:503", "originRequest": {**zero, "proxyAddress": ""}}],
+        "warp-routing": {},
+    }
+    setup.orchestrator.apply_local(ingress_from_url("http://localhost:8000"))
     config.settings = {"loglevel": "debug", "protocol": "http2", "token": "*****", "url": "http://localhost:8000"}
-    assert json.loads(local_configuration(config)) == {
+    assert json.loads(setup.orchestrator.local_configuration(config)) == {
         "__configuration_flags": {"loglevel": "debug", "protocol": "http2"},
         "ingress": [{"service": "http://localhost:8000", "originRequest": {}}],
         "warp-routing": {},
     }
+
+
+def test_local_rules_give_way_to_the_edge() -> None:
+    setup = Setup()
+    first = ingress_from_url("http://a")
+    assert setup.orchestrator.apply_local(first) == [
+        "~ rule #1 *: service http_status:503 -> http://a, connectTimeout 0 -> default, keepAliveConnections 0 -> "
+        "default, keepAliveTimeout 0 -> default, proxyAddress  -> default, tcpKeepAlive 0 -> default, tlsTimeout 0 -> "
+        "default"
+    ]
+    assert setup.orchestrator.apply_local(first) == []
+    assert setup.push(0, GOOD)["err"] is None
+    assert setup.orchestrator.apply_local(first) is None
+    assert setup.holder.ingress.version == 0
