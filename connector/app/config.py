@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from connector.app.durations import format_duration
-from connector.app.flags import Flags
+from connector.app.flags import Flags, looks_like_token
 from connector.app.local_config import LocalConfig, find_token
 from connector.app.origin_flags import start_rules
 from connector.errors import ConfigError, UsageError, WireError
 from connector.protocol.protocol_choice import ADDRESS_BUDGET
 from connector.proxy.dns_service import parse_resolvers
-from connector.proxy.ingress import DEFAULT_INGRESS
+from connector.proxy.ingress import DEFAULT_INGRESS, Ingress
 from connector.wire.token import Token, decode_token
 
 if TYPE_CHECKING:
@@ -167,6 +167,11 @@ class RunConfig:
         self.icmp_source4 = ""
         self.icmp_source6 = ""
         self.settings: dict[str, str] = {}
+
+    @property
+    def own_rules(self) -> Ingress | None:
+        """The rules that a file or flags give; None where there are none and everything gets 503."""
+        return self.ingress if self.ingress.rules != DEFAULT_INGRESS.rules else None
 
 
 def run_config(flags: Flags, words: Sequence[str], token_text: str, local: LocalConfig | None = None) -> RunConfig:

@@ -225,10 +225,7 @@ async def _walk(walk: Walk, config: RunConfig, target: Target | None, *, registe
     if not registers:
         for name in ("registration", "configuration"):
             walk.skip(name, "no token was given")
-        if config.url:
-            from connector.proxy.ingress import ingress_from_url  # noqa: PLC0415
-
-            ingress = ingress_from_url(config.url)
+        ingress = config.own_rules
     elif not addresses:
         for name in ("registration", "configuration"):
             walk.skip(name, "the edge cannot be reached")
@@ -300,10 +297,10 @@ async def _register(walk: Walk, config: RunConfig, usable: list[tuple[str, EdgeA
     """Register for a moment; give the rules in force then, None when none are known."""
     from connector.app.dialler import Dialler  # noqa: PLC0415
     from connector.app.logs import Logger, LogOutput  # noqa: PLC0415
-    from connector.app.orchestrator import LOCAL_VERSION, Orchestrator  # noqa: PLC0415
+    from connector.app.orchestrator import Orchestrator  # noqa: PLC0415
     from connector.protocol.protocol_choice import Transport  # noqa: PLC0415
     from connector.proxy.dispatch import Dispatcher  # noqa: PLC0415
-    from connector.proxy.ingress import DEFAULT_INGRESS, ingress_from_url  # noqa: PLC0415
+    from connector.proxy.ingress import LOCAL_VERSION  # noqa: PLC0415
     from connector.transport.kj import kj_loop  # noqa: PLC0415  (loads pycapnp)
     from connector.transport.rpc import ConnectionOptions, RegistrationClient  # noqa: PLC0415
 
@@ -312,8 +309,8 @@ async def _register(walk: Walk, config: RunConfig, usable: list[tuple[str, EdgeA
     transport = Transport(protocol)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: ASYNC230  (no file at all)
         log = Logger(LogOutput(stream=nowhere))
-        local = ingress_from_url(config.url) if config.url else None
-        dispatcher = Dispatcher(ingress=local or DEFAULT_INGRESS, connector_id=connector_id, loop=loop)
+        local = config.own_rules
+        dispatcher = Dispatcher(ingress=config.ingress, connector_id=connector_id, loop=loop)
         orchestrator = Orchestrator(dispatcher, log)
         dispatcher.on_configuration = orchestrator.on_configuration
         async with kj_loop():
