@@ -106,7 +106,7 @@ class EdgeConnection:
         self._drains: list[asyncio.Task[None]] = []
         self._drain_scopes: set[asyncio.Timeout] = set()
         self._port = 0
-        self._pause = 0.0
+        self._pause: float | None = None
         self._log = state.log.bind(connIndex=conn_index, event=0)
 
     def stop(self) -> None:
@@ -172,8 +172,9 @@ class EdgeConnection:
         except (_StoppedError, asyncio.CancelledError):
             raise
         except _MovedOnError:
-            pause, self._pause = self._pause, 0.0
-            if pause:
+            pause, self._pause = self._pause, None
+            if pause is not None:
+                log.info(f"Restarting connection due to reconnect signal in {format_duration(pause)}")
                 async with self._until_stopped():
                     await asyncio.sleep(pause)
             return

@@ -182,7 +182,8 @@ def _wrong(flag: Flag, text: str, name: str, variable: str, cause: str) -> Usage
         kind = _GO_KINDS.get(flag.kind, flag.kind)
         what = f"could not parse {shown} as {kind} value for flag {flag.name} from the environment variable {variable}"
     else:
-        what = f"invalid {'boolean ' if flag.kind == 'bool' else ''}value {shown} for flag -{name}"
+        boolean = flag.kind == "bool"  # Go words it differently
+        what = f"invalid {'boolean value' if boolean else 'value'} {shown} for {'' if boolean else 'flag '}-{name}"
     return UsageError(f"Incorrect Usage: {what}: {cause}", advice=f"{_wants(flag)}.")
 
 

@@ -62,7 +62,7 @@ class StdinControl:
                 except ValueError:
                     self._log.error(f'time: invalid duration "{argument.strip()}"', advice="For example: reconnect 5s")
                     return
-                self._log.info(f"Sending {{Delay:{format_duration(max(0.0, delay))}}}")
+                self._log.info("Sending reconnect signal", delay=format_duration(max(0.0, delay)))
                 self._on_reconnect(max(0.0, delay))
             case "help":
                 self._log.info(HELP)

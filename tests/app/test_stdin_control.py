@@ -25,8 +25,8 @@ def test_lines_become_commands() -> None:
     run(main())
     assert calls == [0.0, 90.0, 0.0, 2.0]
     text = stream.getvalue()
-    assert "Sending {Delay:0s}" in text
-    assert "Sending {Delay:1m30s}" in text
+    assert "Sending reconnect signal delay=0s" in text
+    assert "Sending reconnect signal delay=1m30s" in text
     assert 'time: invalid duration "soon"' in text
     assert 'Unknown command command="what is this"' in text
     assert text.count("Supported command") == 3

@@ -5,26 +5,15 @@ Nothing leaves the machine but the look at api.cloudflare.com, whose outcome doe
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conformance.commands import COMMANDS
 from tests.support.origins import free_port
 from tests.support.processes import Child, dev_edge, edge_token
 
-OURS = (sys.executable, "-m", "connector")
-CLOUDFLARED = os.environ.get("CLOUDFLARED")
-COMMANDS = [
-    pytest.param(OURS, id="ours"),
-    pytest.param(
-        (CLOUDFLARED or "",),
-        id="cloudflared",
-        marks=pytest.mark.skipif(not CLOUDFLARED, reason="CLOUDFLARED names no binary"),
-    ),
-]
 ENV = {"TUNNEL_NO_PRECHECKS": "false"}
 
 

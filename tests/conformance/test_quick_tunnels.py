@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,19 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.commands import COMMANDS
 from tests.support.origins import free_port, http_origin
 from tests.support.processes import Child, connector
-
-OURS = (sys.executable, "-m", "connector")
-CLOUDFLARED = os.environ.get("CLOUDFLARED")
-COMMANDS = [
-    pytest.param(OURS, id="ours"),
-    pytest.param(
-        (CLOUDFLARED or "",),
-        id="cloudflared",
-        marks=pytest.mark.skipif(not CLOUDFLARED, reason="CLOUDFLARED names no binary"),
-    ),
-]
 
 
 @contextmanager

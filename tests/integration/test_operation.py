@@ -116,7 +116,7 @@ def test_a_command_on_standard_input_restarts_a_connection(tmp_path: Path) -> No
             first = run.message("Registered tunnel connection")
             os.write(writing, b"help\nreconnect 100ms\n")
             run.message("Supported command")
-            run.message("Sending {Delay:100ms}")
+            run.message("Sending reconnect signal")
             edge.event("unregistered")
             second = run.message("Registered tunnel connection")
             assert first["connection"] != second["connection"]
