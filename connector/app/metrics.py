@@ -10,10 +10,9 @@ gauges, and the type line is put right in the text.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import platform
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from connector import __version__
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+Rows = list[tuple[str, tuple[str, ...], "float | Histogram"]]
+"""Family, label values in the family's order, value."""
+
 _BARE = frozenset(
     name.encode() for name, family in FAMILIES.items() if family.kind == COUNTER and not name.endswith("_total")
 )
@@ -43,7 +45,7 @@ class Metrics:
     def __init__(self, dispatcher: Dispatcher, meters: Meters) -> None:
         self._dispatcher = dispatcher
         self._meters = meters
-        self._registry: CollectorRegistry | None = None
+        self._process: CollectorRegistry | None = None
         self._scrapes = 0
         self._in_flight = 0
         self.state: TunnelState | None = None
@@ -51,35 +53,33 @@ class Metrics:
         """Of a quick tunnel."""
 
     async def answer(self, _: Query) -> Answer:
-        """Make the page. The first one imports the library in a thread, so that requests in flight go on."""
+        """Make the page. Numbers are taken here; import and text are a thread's work, so that requests go on."""
         self._in_flight += 1
         try:
-            if self._registry is None:
-                await asyncio.get_running_loop().run_in_executor(None, _load)
-                self._registry = self._make_registry()
-            return Answer(200, self.render(), CONTENT_TYPE)
+            text = await asyncio.get_running_loop().run_in_executor(None, self._text, self._rows())
+            return Answer(200, text, CONTENT_TYPE)
         finally:
             self._in_flight -= 1
             self._scrapes += 1
 
     def render(self) -> bytes:
-        """Give the text."""
+        """Give the text at once."""
+        return self._text(self._rows())
+
+    def _rows(self) -> Rows:
+        """Take every number as it is now."""
+        return [
+            (name, labels, value.copy() if isinstance(value, Histogram) else value)
+            for name, labels, value in self.numbers()
+        ]
+
+    def _text(self, rows: Rows) -> bytes:
         from prometheus_client.exposition import generate_latest  # noqa: PLC0415  (slow, and rarely needed)
 
-        if self._registry is None:
-            self._registry = self._make_registry()
-        text = generate_latest(self._registry)
+        if self._process is None:
+            self._process = _process_registry()
+        text = generate_latest(_Collector(rows, self._process))
         return _TYPE_LINE.sub(lambda line: line[0][:-5] + b"counter" if line[1] in _BARE else line[0], text)
-
-    def _make_registry(self) -> CollectorRegistry:
-        import prometheus_client  # noqa: PLC0415  (slow, and rarely needed)
-
-        registry = prometheus_client.CollectorRegistry()
-        registry.register(_Collector(self))
-        prometheus_client.ProcessCollector(registry=registry)
-        prometheus_client.PlatformCollector(registry=registry)
-        prometheus_client.GCCollector(registry=registry)
-        return registry
 
     def numbers(self) -> Iterator[tuple[str, tuple[str, ...], float | Histogram]]:
         """Give family, label values and value of every series."""
@@ -135,21 +135,22 @@ class Metrics:
 
 
 class _Collector:
-    """What prometheus_client asks at a scrape."""
+    """What prometheus_client asks for one page: our rows, then what it knows of the process."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: names are in FAMILIES."""
-        return ()
+    def __init__(self, rows: Rows, process: CollectorRegistry) -> None:
+        self._rows = rows
+        self._process = process
 
     def collect(self) -> Iterator[Metric]:
         """Give the families that have a value, and those that are always there."""
+        yield from self._families()
+        yield from self._process.collect()
+
+    def _families(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import Metric as Made  # noqa: PLC0415
 
         found: dict[str, list[tuple[tuple[str, ...], Any]]] = {}
-        for name, labels, value in self._metrics.numbers():
+        for name, labels, value in self._rows:
             found.setdefault(name, []).append((labels, value))
         for family in FAMILIES.values():
             name = family.name
@@ -179,6 +180,11 @@ def _add_histogram(metric: Metric, name: str, labels: dict[str, str], value: His
     metric.add_sample(f"{name}_count", labels, float(count))
 
 
-def _load() -> None:
-    """Import what `render` needs."""
-    importlib.import_module("prometheus_client")
+def _process_registry() -> CollectorRegistry:
+    import prometheus_client  # noqa: PLC0415  (slow, and rarely needed)
+
+    registry = prometheus_client.CollectorRegistry()
+    prometheus_client.ProcessCollector(registry=registry)
+    prometheus_client.PlatformCollector(registry=registry)
+    prometheus_client.GCCollector(registry=registry)
+    return registry

@@ -138,6 +138,7 @@ class _Connection(asyncio.Protocol):
         self._url = b""
         self._head_bytes = 0
         self._later: list[tuple[str, str, bool]] = []
+        self._full = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -166,6 +167,17 @@ class _Connection(asyncio.Protocol):
             self._task.cancel()
         self._transport = None
 
+    def pause_writing(self) -> None:
+        """The client does not take its answers: read no more requests."""
+        self._full = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """It takes them again."""
+        self._full = False
+        self._go_on()
+
     def abort(self) -> None:
         """End at once."""
         if self._transport is not None:
@@ -183,7 +195,7 @@ class _Connection(asyncio.Protocol):
         self._head_bytes = 0
         method = self._parser.get_method().decode("latin-1")
         request = (method, self._url.decode("latin-1"), self._parser.should_keep_alive())
-        if self._task is not None:
+        if self._task is not None or self._full:
             self._later.append(request)  # bounded: a head's worth of pipelined requests
             if self._transport is not None:
                 self._transport.pause_reading()
@@ -226,9 +238,14 @@ class _Connection(asyncio.Protocol):
             made = Answer(500, b"internal error\n")
         self._task = None
         self._send(made, head_only=head_only, keep=keep)
-        while self._later and self._task is None and self._transport is not None:
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Answer what waits, as long as the client takes it; then read on."""
+        while self._later and self._task is None and not self._full and self._transport is not None:
             self._answer(*self._later.pop(0))
-        if not self._later and self._transport is not None and not self._transport.is_closing():
+        idle = not self._later and self._task is None and not self._full
+        if idle and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _send(self, answer: Answer, *, head_only: bool, keep: bool) -> None:

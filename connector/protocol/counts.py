@@ -30,6 +30,13 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
+    def copy(self) -> Histogram:
+        """Return the same numbers, apart from what is counted later."""
+        other = Histogram(self.bounds)
+        other.counts = self.counts.copy()
+        other.sum = self.sum
+        return other
+
     def observe(self, value: float) -> None:
         """Count one value."""
         self.counts[bisect_left(self.bounds, value)] += 1

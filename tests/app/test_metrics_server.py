@@ -95,6 +95,30 @@ def test_who_says_nothing_is_closed(loop: Loop, monkeypatch: pytest.MonkeyPatch)
     run(main(), loop_factory=loop)
 
 
+@both_loops
+def test_who_takes_no_answers_is_asked_for_no_more_requests(loop: Loop) -> None:
+    page = text_answer("x" * 100_000)
+
+    async def main() -> None:
+        it = MetricsServer("127.0.0.1:0", {"/big": lambda _: page}, Logger(LogOutput(stream=io.StringIO())))
+        async with it:
+            host, _, port = it.address.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port), limit=1000)
+            writer.write(get("/big", more="") * 499 + get("/big"))
+            await until(lambda: it._connections, what="the connection")
+            (connection,) = it._connections
+            await until(lambda: connection._full, what="a client that takes nothing")
+            assert connection._transport is not None
+            assert connection._transport.get_write_buffer_size() < 1_000_000
+            size = 0
+            while data := await reader.read(1_000_000):
+                size += len(data)
+            assert size > 500 * 100_000
+            writer.close()
+
+    run(main(), loop_factory=loop)
+
+
 def test_connections_are_bounded() -> None:
     async def main() -> None:
         async with server() as it:
