@@ -159,6 +159,10 @@ autobahn: $(VENV)/dev.stamp  ## WebSockets judged by the Autobahn suite (its Pyt
 	AUTOBAHN=$(CURDIR)/.autobahn AUTOBAHN_ALL=$(if $(findstring --all,$(ARGS)),1) \
 	  $(BIN)/python -m pytest tests/integration/test_autobahn.py
 
+.PHONY: components
+components: $(VENV)/dev.stamp  ## cloudflared's component scenarios, all of them; CLOUDFLARED=/path asks the original too
+	COMPONENTS=all $(BIN)/python -m pytest tests/conformance $(ARGS)
+
 .PHONY: bodies
 bodies: $(VENV)/dev.stamp  ## 1 GB bodies over both transports with flat memory (`make test` has smaller ones)
 	SIZE=1024 $(BIN)/python -m pytest --timeout 1800 tests/integration/test_main_job.py -k large_body

@@ -18,3 +18,11 @@ COMMANDS = [
         marks=pytest.mark.skipif(not CLOUDFLARED, reason="CLOUDFLARED names no binary"),
     ),
 ]
+
+FULL = bool(CLOUDFLARED or os.environ.get("COMPONENTS"))
+"""All combinations (`make components`); else a part of them, which `make test` can afford."""
+
+
+def some(*values: object) -> list[object]:
+    """Give all values in a full run, else the first."""
+    return list(values if FULL else values[:1])

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.commands import COMMANDS
+from tests.conformance.commands import COMMANDS, some
 from tests.support.origins import free_port
 from tests.support.processes import Child, Event, dev_edge, edge_token
 
 pytestmark = pytest.mark.parametrize("command", COMMANDS)
-PROTOCOLS = ["http2", "quic"]
+PROTOCOLS = some("quic", "http2")
 
 
 class Run:
@@ -178,7 +178,7 @@ def test_what_cannot_run_says_why(
 # -- token
 
 
-@pytest.mark.parametrize("how", ["flag", "variable", "file flag", "file variable", "flag before file"])
+@pytest.mark.parametrize("how", some("file variable", "flag", "variable", "file flag", "flag before file"))
 def test_a_token_comes_in_every_way(tmp_path: Path, command: tuple[str, ...], how: str) -> None:
     with dev_edge(tmp_path, "--ingress", "http_status:204") as (_, _listening):
         token = edge_token(tmp_path)
@@ -239,7 +239,7 @@ GRACE = 6
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", some(signal.SIGTERM, signal.SIGINT))
 def test_a_request_in_flight_has_the_grace_period(
     tmp_path: Path, command: tuple[str, ...], protocol: str, number: int
 ) -> None:
