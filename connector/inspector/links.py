@@ -40,7 +40,7 @@ from connector.wire.h2_frames import (
     PREFACE,
     STREAM_ID_MASK,
 )
-from connector.wire.h2_headers import CONNECTION_UPGRADE, UPGRADE_CONTROL
+from connector.wire.h2_headers import CONNECTION_UPGRADE, RESPONSE_HEADERS, UPGRADE_CONTROL, decode_serialised_headers
 from connector.wire.h2_hpack import HpackDecoder, hpack_literal
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ class LinkRecord:
         if self._control < 0 and (CONNECTION_UPGRADE, UPGRADE_CONTROL) in fields:
             self._control = way.stream
         shown = fields if self.hub.no_redact else redact_headers(fields)
-        text = "; ".join(f"{name.decode('latin-1')}: {value.decode('latin-1')}" for name, value in shown)
+        text = "; ".join(f"{name.decode('latin-1')}: {_listed(name, value)}" for name, value in shown)
         return text[:2_000], b"".join(hpack_literal(name, value) for name, value in shown)
 
     def _opening(self, data: bytearray) -> tuple[str, bytes] | None:
@@ -374,6 +374,16 @@ class LinkRecord:
             )
         found.reverse()
         return found
+
+
+def _listed(name: bytes, value: bytes) -> str:
+    if name != RESPONSE_HEADERS:
+        return value.decode("latin-1")
+    try:
+        fields = decode_serialised_headers(value)
+    except WireError:
+        return value.decode("latin-1")
+    return "{" + ", ".join(f"{key.decode('latin-1')}: {text.decode('latin-1')}" for key, text in fields) + "}"
 
 
 def _summary(value: dict[str, Any]) -> str:

@@ -14,6 +14,9 @@ import re
 from collections.abc import Iterable, Sequence
 from urllib.parse import unquote_to_bytes
 
+from connector.errors import WireError
+from connector.wire.h2_headers import RESPONSE_HEADERS, decode_serialised_headers, encode_serialised_headers
+
 MASK = b"[redacted]"
 
 SECRET_HEADERS = frozenset((
@@ -56,13 +59,23 @@ def redact_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, 
     """Return the headers with secret values replaced, and URLs in them cleaned."""
     found = []
     for name, value in headers:
-        if is_secret_header(name) or name.lower() == b"cf-cloudflared-response-headers":
+        if is_secret_header(name):
             found.append((name, MASK))
+        elif name.lower() == RESPONSE_HEADERS:
+            found.append((name, _redact_list(value)))
         elif name.lower() in {b"referer", b"location", b":path"}:
             found.append((name, redact_target(value)))
         else:
             found.append((name, redact_bytes(value)))
     return found
+
+
+def _redact_list(value: bytes) -> bytes:
+    """Look into a serialised header list; what is none is hidden."""
+    try:
+        return encode_serialised_headers(redact_headers(decode_serialised_headers(value)))
+    except WireError:
+        return MASK
 
 
 def redact_target(target: bytes) -> bytes:
