@@ -141,8 +141,12 @@ COMMANDS: dict[str, Command] = {
         "connector.app.ingress_commands:rule_for", "print the rule that serves a URL", "URL"
     ),
     "edge": Command(
-        "connector.devedge.cli:main", "a small edge for tests on this machine", tunnel_flags=False, raw=True
+        "connector.app.inspect_edge:main", "a small edge for tests on this machine", tunnel_flags=False, raw=True
     ),
+    "inspect": Command("connector.app.inspect_file:main", "show a capture on a page", tunnel_flags=False, raw=True),
+    "replay": Command("connector.app.replay:main", "send a capture's requests again", tunnel_flags=False, raw=True),
+    "tui": Command("connector.app.tui:main", "the inspector's table in the terminal", tunnel_flags=False, raw=True),
+    "conformance": Command("connector.devedge.conformance:main", "test any connector", tunnel_flags=False, raw=True),
     "capture": Command(
         "connector.inspector.capture_commands:main", "list, filter and export captures", tunnel_flags=False, raw=True
     ),

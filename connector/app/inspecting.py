@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from connector.app.config import RunConfig, split_address
 from connector.app.dialler import Dialler
@@ -249,18 +249,3 @@ class _DiscardingPort:
     def traffic(self) -> tuple[int, int]:
         """Payload so far."""
         return 0, self._down
-
-
-class EdgeFaults(Protocol):
-    """The part of the dev edge's faults that the page changes."""
-
-    grammar: str
-
-    def add(self, text: str) -> None:
-        """Switch one on."""
-
-    def clear(self, name: str) -> None:
-        """Switch one, or all, off."""
-
-    def active(self) -> list[str]:
-        """Return the texts of those in force."""

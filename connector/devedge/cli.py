@@ -12,6 +12,8 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -81,11 +83,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--ping", action="append", default=[], metavar="IP", help="ping IP through the connector")
     parser.add_argument("--output", choices=("default", "json"), default="default", help="form of the event lines")
+    parser.add_argument(
+        "--inspect", nargs="?", const="127.0.0.1:0", metavar="ADDR:PORT", help="show what passes on a page"
+    )
+    parser.add_argument("--capture", metavar="FILE", help="append what passes to FILE, secrets masked")
+    parser.add_argument("--no-redact", action="store_true", help="let page and capture show secrets")
     parser.add_argument("--fault", action="append", default=[], metavar="FAULT", help="misbehave, see below")
     return parser
 
 
-def main(argv: list[str]) -> int:
+Inspect = Callable[[DevEdge, "argparse.Namespace"], AbstractAsyncContextManager[object]]
+"""Puts an inspector in place around a running edge; the command line brings it (this package must not know one)."""
+
+
+def main(argv: list[str], inspect: Inspect | None = None) -> int:
     """Run `connector edge` with the arguments behind those words; returns the exit status."""
     if not argv or argv[0] not in ("token", "ca", "management"):
         command, rest = "run", argv
@@ -98,7 +109,7 @@ def main(argv: list[str]) -> int:
             return _ca(rest)
         if command == "management":
             return _management(rest)
-        return _run(rest)
+        return _run(rest, inspect)
     except ConnectorError as error:
         print(f"connector edge: {error}", file=sys.stderr)
         if error.advice:
@@ -159,7 +170,7 @@ def _ca(argv: list[str]) -> int:
     return 0
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], inspect: Inspect | None) -> int:
     args = _parser().parse_args(argv)
     names = [check_name(name, "--tunnel") for name in args.tunnel]
     settings = Settings(
@@ -180,10 +191,10 @@ def _run(argv: list[str]) -> int:
     colour = None if args.output == "default" else False
     events = EventLog(sys.stdout, as_json=args.output == "json", colour=colour)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(settings, events))
+        return runner.run(_serve(settings, events, args, inspect))
 
 
-async def _serve(settings: Settings, events: EventLog) -> int:
+async def _serve(settings: Settings, events: EventLog, args: argparse.Namespace, inspect: Inspect | None) -> int:
     import capnp  # noqa: PLC0415 - heavy, and not needed for `token` and `ca`
 
     async with capnp.kj_loop():
@@ -193,9 +204,12 @@ async def _serve(settings: Settings, events: EventLog) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _on_stop_signal, stop)
         loop.add_signal_handler(signal.SIGHUP, edge.reload)
-        await edge.start()
-        await stop.wait()
-        await edge.stop()
+        async with AsyncExitStack() as stack:
+            if inspect is not None and (args.inspect is not None or args.capture is not None):
+                await stack.enter_async_context(inspect(edge, args))
+            await edge.start()
+            await stop.wait()
+            await edge.stop()
     events.emit("stopped")
     return 0
 

@@ -19,9 +19,10 @@ from connector.devedge.events import EventLog
 from connector.devedge.faults import Faults
 from connector.devedge.headers import Head
 from connector.devedge.management import ManagementDesk
-from connector.devedge.registrar import ControlStream, Grant, Refusal, Registration
+from connector.devedge.registrar import GARBAGE, ControlStream, Grant, Refusal, Registration
 from connector.devedge.streams import RawHeaders, Stream, StreamHandler
 from connector.devedge.tunnels import Directory, Tunnel
+from connector.protocol.ports import LinkTap, Tap
 
 if TYPE_CHECKING:
     from connector.devedge.datagrams import DatagramDesk
@@ -48,6 +49,9 @@ class Roster:
         self.events = events
         self.management = management
         self.faults = faults
+        faults.on_added = self._fault_added
+        self.tap: Tap | None = None
+        """Looks on at links and requests made from now on."""
         self.directory = directory
         self.links: set[Link] = set()
         self.closing: set[asyncio.Task[None]] = set()
@@ -91,6 +95,12 @@ class Roster:
                 raise Refusal("EDUPCONN", should_retry=True)
         self._turns.setdefault(tunnel.id, []).append(link)
         return tunnel, Grant(uuid.uuid4(), LOCATION, tunnel.config is not None)
+
+    def _fault_added(self, name: str) -> None:
+        if name in self.faults.after:
+            for link in self.links:
+                if link.registration is not None:
+                    link.commit_later(name)
 
     def watch(self, task: asyncio.Task[None]) -> None:
         """Let `close` wait for a task."""
@@ -174,8 +184,12 @@ class Link(abc.ABC):
 
     # For subclasses.
 
+    tap: LinkTap | None = None
+
     def begin(self, address: tuple[str, int]) -> None:
         """The handshake is done."""
+        if self.roster.tap is not None and self.tap is None:
+            self.tap = self.roster.tap.open_link(self.protocol, f"{address[0]}:{address[1]}", -1)
         self.address = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
         self.roster.links.add(self)
         self._after(REGISTER_LIMIT, self._registration_late)
@@ -189,6 +203,8 @@ class Link(abc.ABC):
         """The connection is gone: leave the roster and take the RPC session down."""
         for timer in self._timers:
             timer.cancel()
+        if self.tap is not None:
+            self.tap.on_closed(error)
         self.roster.links.discard(self)
         self.roster.withdraw(self)
         text = str(error) if error is not None else None
@@ -240,8 +256,8 @@ class Link(abc.ABC):
             protocol=self.protocol,
         )
         self._after(0, self.push_configuration)  # behind the RPC answer
-        if self.roster.faults.goaway_after is not None:
-            self._after(self.roster.faults.goaway_after, self._go_away)
+        for name in self.roster.faults.after:
+            self.commit_later(name)
         return grant
 
     def _refuse_by_fault(self) -> None:
@@ -286,6 +302,23 @@ class Link(abc.ABC):
         if self.requests == self.roster.faults.close_after:
             self._after(0, self.abort)
         return stream
+
+    def commit_later(self, name: str) -> None:
+        """Commit the fault `name` its time from now, if it is still in force then."""
+        calls: dict[str, Callable[[], object]] = {
+            "goaway-after": self._go_away, "cut-after": self.abort, "malformed-after": self._send_garbage,
+        }  # fmt: skip
+        faults = self.roster.faults
+
+        def commit() -> None:
+            if name in faults.after and self.attached:
+                calls[name]()
+
+        self._after(faults.after[name], commit)
+
+    def _send_garbage(self) -> None:
+        if self._control is not None:
+            self._control.rpc_bytes(GARBAGE)
 
     def request_done(self) -> None:
         """A proxied request is over."""

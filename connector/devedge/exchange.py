@@ -18,6 +18,7 @@ from connector.devedge.management import HOSTS as MANAGEMENT_HOSTS
 from connector.devedge.management import ManagementError
 from connector.devedge.streams import RawHeaders, Stream, StreamLostError
 from connector.errors import WireError
+from connector.protocol.ports import Request, RequestKind, StreamTap
 
 HEAD_LIMIT = 100.0
 """Seconds until the response head must be there (the real edge: 100 s, then error 524)."""
@@ -93,6 +94,9 @@ class Exchange:
         self._response_ended = False
         self._finished = False
         self._timer: asyncio.TimerHandle | None = None
+        self._tap: StreamTap | None = None
+        self._early: list[bytes] | None = None  # body that comes before a delayed stream is opened
+        self._credit_due = 0.0  # when a slow edge has taken everything so far
 
     def start(self, *, end_stream: bool) -> None:
         """Route the request and open its stream, or answer with a page."""
@@ -136,7 +140,39 @@ class Exchange:
                 f"Print its token with `connector edge token {tunnel.name}` and start a connector with it.",
             )
             return
-        self._open(picked, end_stream=end_stream)
+        if self._roster.tap is not None:
+            self._tap = self._roster.tap.open_exchange(self._as_request(end_stream=end_stream), picked.tap)
+        delay = self._roster.faults.delay
+        if not delay:
+            self._open(picked, end_stream=end_stream)
+            return
+        self._early = []
+        if self._visitor is not None and not end_stream:
+            self._visitor.pause_reading()
+        self._timer = self._loop.call_later(delay, self._open_late, picked, end_stream)
+
+    def _as_request(self, *, end_stream: bool) -> Request:
+        kind = RequestKind.WEBSOCKET if self._websocket else RequestKind.HTTP
+        headers = [(b"cf-connecting-ip", self._client.encode()), (b"cf-ray", self.ray.encode()), *self._headers]
+        return Request(kind, self._method, self._target, self._host, headers, 0 if end_stream else -1)
+
+    def _open_late(self, link: Link, end_stream: bool) -> None:
+        """Open the stream of a request that a fault delayed, and send what came meanwhile."""
+        early, self._early = self._early or [], None
+        visitor = self._visitor
+        if self._finished or visitor is None:
+            return
+        if not link.attached:
+            self._page(502, "502", "The connector's link was lost while the request was delayed.", "Try again.")
+            return
+        self._open(link, end_stream=end_stream)
+        upstream = self._upstream
+        if upstream is not None and not end_stream:
+            for data in early:
+                upstream.write(data)
+            if self._request_ended:
+                upstream.write_eof()
+            visitor.resume_reading()
 
     def _open(self, link: Link, *, end_stream: bool) -> None:
         headers = request_headers(
@@ -157,13 +193,25 @@ class Exchange:
             return
         self._link = link
         self._timer = self._loop.call_later(HEAD_LIMIT, self._head_late)
+        if self._roster.faults.take_request():
+            self._loop.call_soon(self._reset_by_fault)
+
+    def _reset_by_fault(self) -> None:
+        if not self._finished:
+            self._page(502, "502", "The dev edge reset the stream, as --fault reset demands.", "Switch the fault off.")
 
     # From the visitor.
 
     def body(self, data: bytes) -> None:
         """Payload of the request."""
+        if self._early is not None and not self._request_ended:
+            self._up += len(data)
+            self._early.append(bytes(data))
+            return
         if self._upstream is None or self._request_ended:
             return
+        if self._tap is not None:
+            self._tap.on_payload(0, data)
         self._up += len(data)
         self._last = self._loop.time()
         self._upstream.write(data)
@@ -173,6 +221,8 @@ class Exchange:
         if self._request_ended:
             return
         self._request_ended = True
+        if self._tap is not None:
+            self._tap.on_eof(0)
         if self._upstream is not None:
             self._upstream.write_eof()
         self._maybe_finish()
@@ -192,8 +242,15 @@ class Exchange:
 
     def accepted(self, size: int) -> None:
         """The visitor's socket took `size` bytes of the response."""
-        if self._upstream is not None:
-            self._upstream.consumed(size)
+        upstream = self._upstream
+        if upstream is None:
+            return
+        rate = self._roster.faults.rate
+        if rate:
+            self._credit_due = max(self._loop.time(), self._credit_due) + size / rate
+            self._loop.call_at(self._credit_due, upstream.consumed, size)
+        else:
+            upstream.consumed(size)
 
     # From the connector's stream.
 
@@ -217,6 +274,8 @@ class Exchange:
                 "Check that the origin service runs, and the connector's log.",
             )
             return
+        if self._tap is not None:
+            self._tap.on_head(head.status, head.end_to_end(), "origin")
         accept = head.get(b"sec-websocket-accept")
         if head.switched and self._websocket:
             if self._key and accept != websocket_accept(self._key):
@@ -240,6 +299,8 @@ class Exchange:
 
     def on_data(self, data: bytes) -> None:
         """Payload of the response."""
+        if self._tap is not None:
+            self._tap.on_payload(1, data)
         self._down += len(data)
         self._last = self._loop.time()
         if self._streaming and self._visitor is not None:
@@ -249,6 +310,8 @@ class Exchange:
 
     def on_eof(self, trailers: RawHeaders) -> None:
         """End of the response."""
+        if self._tap is not None:
+            self._tap.on_eof(1)
         self._response_ended = True
         if not self._head_sent and self._visitor is not None:
             self._give_up("The connector ended the response without a head.")
@@ -261,6 +324,8 @@ class Exchange:
     def on_reset(self, error: BaseException | None) -> None:
         """The connector reset the stream, or its link is gone."""
         self._upstream = None
+        if self._tap is not None:
+            self._tap.end("reset by the connector", str(error))
         if self._finished:
             return
         if not self._head_sent:
@@ -360,6 +425,8 @@ class Exchange:
         if self._finished:
             return
         self._finished = True
+        if self._tap is not None:
+            self._tap.end("complete" if self._response_ended and self._request_ended else "reset by the edge")
         self._stop_timer()
         if self._link is not None:
             self._link.request_done()

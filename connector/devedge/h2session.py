@@ -26,6 +26,7 @@ from h2.connection import ConnectionState
 from h2.settings import SettingCodes
 
 from connector.devedge.streams import RawHeaders, StreamHandler, StreamLostError
+from connector.protocol.ports import LinkTap
 
 STREAM_WINDOW = 256 * 1024
 """Bytes that one stream may hold unread (Go's client: 4 MiB, nginx: 64 KiB); 500 stalled ones hold 128 MB at most."""
@@ -312,6 +313,8 @@ class H2Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of the peer."""
+        if self.tap is not None:
+            self.tap.on_bytes(False, data)
         self._drain()  # h2 clears its out-buffer when a GOAWAY arrives
         try:
             events = self.h2.receive_data(data)
@@ -335,6 +338,7 @@ class H2Session(asyncio.Protocol):
             self.transport.close()
 
     failure: str | None = None
+    tap: LinkTap | None = None
 
     def pause_writing(self) -> None:
         """The socket is full."""
@@ -442,6 +446,8 @@ class H2Session(asyncio.Protocol):
     def _drain(self) -> None:
         data = self.h2.data_to_send()
         if data and self.transport is not None and not self.transport.is_closing():
+            if self.tap is not None:
+                self.tap.on_bytes(True, data)
             self.transport.write(data)
 
     def _flush(self) -> None:

@@ -97,6 +97,8 @@ class QuicListener:
             except OSError:
                 continue  # an ICMP error of some earlier datagram
             session = None
+            if self._roster.faults.loss and self._roster.faults.loses():
+                continue
             if data and not data[0] & 0x80:
                 session = self._sessions.get(data[1 : 1 + CID_LENGTH])
             elif data:
@@ -142,6 +144,8 @@ class QuicListener:
 
     def send(self, data: bytes, address: Any) -> None:
         """Send a datagram, now or when the socket takes it."""
+        if self._roster.faults.loss and self._roster.faults.loses():
+            return
         if self._unsent:
             self._unsent.append((data, address))
         elif self._socket is not None:

@@ -34,6 +34,7 @@ from aioquic.quic.packet import (
 
 from connector.devedge.quictls import ServerContext
 from connector.devedge.streams import RawHeaders, StreamHandler, StreamLostError
+from connector.protocol.ports import LinkTap
 
 ALPN = "argotunnel"
 
@@ -290,6 +291,8 @@ class QuicSession:
             return False
         if len(self.quic._datagrams_pending) >= DATAGRAM_QUEUE:
             return False
+        if self.tap is not None:
+            self.tap.on_datagram(True, data)
         self.quic.send_datagram_frame(data)
         self.wake()
         return True
@@ -344,10 +347,14 @@ class QuicSession:
         if not self._over:
             self._end(error)
 
+    tap: LinkTap | None = None
+
     # Calls of streams.
 
     def send_data(self, stream: QuicStream, data: bytes, *, end: bool) -> int:
         """Queue bytes of a stream; returns how many of it are not sent yet."""
+        if self.tap is not None:
+            self.tap.on_stream_bytes(stream.id, True, data, end)
         try:
             self.quic.send_stream_data(stream.id, data, end)
         except (RuntimeError, ValueError):
@@ -397,6 +404,8 @@ class QuicSession:
         return stream
 
     def _on_data(self, event: events.StreamDataReceived) -> None:
+        if self.tap is not None:
+            self.tap.on_stream_bytes(event.stream_id, False, event.data, event.end_stream)
         stream = self._stream(event.stream_id)
         if stream is None:
             return
@@ -420,6 +429,8 @@ class QuicSession:
             stream.stopped()
 
     def _on_datagram(self, event: events.DatagramFrameReceived) -> None:
+        if self.tap is not None:
+            self.tap.on_datagram(False, event.data)
         self.on_datagram(event.data)
 
     def _on_handshake(self, event: events.HandshakeCompleted) -> None:

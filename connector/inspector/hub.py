@@ -20,7 +20,7 @@ from connector.inspector.links import LinkRecord
 from connector.inspector.redact import redact_bytes, redact_values
 from connector.inspector.streams import STREAM_COST, StreamRecord, WatchedPort, WatchedSink
 from connector.inspector.topics import TopicTree
-from connector.protocol.ports import Acceptor, Buffer, Request, StreamPort, StreamSink
+from connector.protocol.ports import Acceptor, Buffer, LinkTap, Request, StreamPort, StreamSink
 
 MAX_STREAMS = 2_000
 """Streams remembered; the oldest ended one goes first. A person scrolls through hundreds."""
@@ -110,6 +110,12 @@ class Inspector:
         self.links[link.identity] = link
         self._record("link", link, "open")
         return link
+
+    def open_exchange(self, request: Request, link: LinkTap | None) -> StreamRecord:
+        """Make the record of a request that the edge sends."""
+        if isinstance(link, LinkRecord):
+            return self.open_stream(request, link.protocol, link.identity, link.conn_index)
+        return self.open_stream(request, "", 0, -1)
 
     def on_origin(self, port: StreamPort, what: str) -> None:
         """Mark the time in the stream's record."""

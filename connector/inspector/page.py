@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from aiohttp import WSMsgType, web
 
 from connector.errors import ConfigError, ConnectorError, UsageError
-from connector.inspector.capture import CaptureReader, Item, read_bytes
+from connector.inspector.capture import Item, read_bytes
 from connector.inspector.capture_commands import export_bytes
 from connector.inspector.decode import FORMS, decode, decode_mqtt
 from connector.inspector.filters import Predicate, parse_filter
@@ -107,7 +107,8 @@ class Page:
         self._sent: dict[web.WebSocketResponse, set[int]] = {}
         self._ticker: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
-        self._loaded: tuple[CaptureReader, list[Item]] | None = None
+        self.loaded: list[Item] | None = None
+        """Records of the capture on show; None: what is in memory."""
 
     async def __aenter__(self) -> Page:
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_UPLOAD)
@@ -248,6 +249,12 @@ class Page:
         self._sent[socket] = {row["id"] for row in rows}
         await socket.send_json({"reset": True, "rows": rows, "status": self._status()})
 
+    async def refresh(self) -> None:
+        """Send every page everything."""
+        for socket in list(self._sockets):
+            with contextlib.suppress(ConnectionError, RuntimeError):
+                await self._send_all(socket)
+
     async def _tick(self) -> None:
         """Tell every page what changed. One task for all; it ends when the last page goes."""
         try:
@@ -374,9 +381,7 @@ class Page:
 
     async def _clear(self, request: web.Request) -> web.Response:
         self.hub.clear()
-        for socket in list(self._sockets):
-            with contextlib.suppress(ConnectionError, RuntimeError):
-                await self._send_all(socket)
+        await self.refresh()
         return _json({})
 
     async def _faults(self, request: web.Request) -> web.Response:
@@ -404,8 +409,8 @@ class Page:
         form = request.query.get("format", "jsonl")
         if form not in {"jsonl", "har", "pcapng"}:
             raise UsageError(f"no format {form!r}", advice="Formats: jsonl, har, pcapng.")
-        if self._loaded is not None:
-            items = self._loaded[1]
+        if self.loaded is not None:
+            items = self.loaded
         else:
             from connector.inspector.snapshot import snapshot_items  # noqa: PLC0415
 
@@ -425,10 +430,10 @@ class Page:
         from connector.inspector.snapshot import load_items  # noqa: PLC0415
 
         data = await request.read()
-        self._loaded = read_bytes(data, "the file")
-        load_items(self.hub, self._loaded[1])
-        for socket in list(self._sockets):
-            await self._send_all(socket)
+        reader, self.loaded = read_bytes(data, "the file")
+        self.hub.no_redact = not reader.redacted
+        load_items(self.hub, self.loaded)
+        await self.refresh()
         return _json({"streams": len(self.hub.streams)})
 
 

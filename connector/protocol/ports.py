@@ -209,11 +209,30 @@ class LinkTap(Protocol):
         """The link is over."""
 
 
+class StreamTap(Protocol):
+    """What looks on at one request where there is no port to stand in for: on the dev edge. `way` 0 is up, 1 down."""
+
+    def on_head(self, status: int, headers: Headers, source: str) -> None:
+        """The response head came."""
+
+    def on_payload(self, way: int, data: Buffer) -> None:
+        """Payload passed."""
+
+    def on_eof(self, way: int) -> None:
+        """One direction ended in order."""
+
+    def end(self, how: str, error: str = "") -> None:
+        """The request is over; only the first call counts."""
+
+
 class Tap(Protocol):
     """The inspector's only entrance: sees every link and, through them, both ends of every stream."""
 
     def open_link(self, protocol: str, remote: str, conn_index: int) -> LinkTap:
         """A link to `remote` is being dialled (or was accepted, on the edge's side)."""
+
+    def open_exchange(self, request: Request, link: LinkTap | None) -> StreamTap:
+        """The edge sends a request over `link`."""
 
     def on_origin(self, port: StreamPort, what: str) -> None:
         """Something happened between connector and origin on the stream of `port`: `connected`, `reused`."""
