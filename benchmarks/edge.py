@@ -511,11 +511,13 @@ class Watched:
 class Desk:
     """The RPC side of one link: whoever comes with a known tunnel is registered."""
 
+    fault: str | None = None
+
     def __init__(self, edge: Edge, link: LoadLink) -> None:
         self.edge = edge
         self.link = link
         self.name = ""
-        self.control = ControlStream(self, None, lambda: None)
+        self.control = ControlStream(self, lambda: None)
 
     def register(self, registration: Registration) -> Grant:
         self.name = self.edge.tunnels[str(registration.tunnel)]

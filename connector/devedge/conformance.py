@@ -30,7 +30,7 @@ from connector.errors import ConnectorError, UsageError
 
 OWN = (
     f"{shlex.quote(sys.executable)} -m connector run --edge {{edge}} --cacert {{ca}} --token-file {{token_file}}"
-    " --protocol {protocol} --ha-connections 1 --grace-period 20s"
+    " --protocol {protocol} --ha-connections 1 --grace-period 20s --no-prechecks"
 )
 
 CASE_SECONDS = 150.0
@@ -42,7 +42,7 @@ EPILOG = f"""\
 In COMMAND are replaced: {{edge}} {{ca}} {{token_file}} {{token}} {{protocol}}.
 For cloudflared:
   --connector 'cloudflared tunnel --no-autoupdate --edge {{edge}} --cacert {{ca}}
-     --protocol {{protocol}} --grace-period 20s run --token-file {{token_file}}'
+     --no-prechecks --protocol {{protocol}} --grace-period 20s run --token-file {{token_file}}'
 
 {len(CASES)} cases in the areas: {", ".join(dict.fromkeys(case.area for case in CASES))}.
 """
@@ -118,7 +118,7 @@ async def run_cases(command: list[str], protocol: str, cases: list[Case], table:
     for case in wanted:
         if case.own:
             try:
-                async with rig(command, protocol, faults=case.faults, wait=not case.faults) as own:
+                async with rig(command, protocol, faults=case.faults, wait=not case.refused) as own:
                     await _judge(case, protocol, own, table)
             except Mismatch as error:
                 table.add(case, protocol, "FAIL", error.expected, error.came, 0.0)

@@ -145,7 +145,8 @@ class Link(abc.ABC):
         self._control_over = False
         self._control: ControlStream | None = None
         self._timers: list[asyncio.TimerHandle] = []
-        self._fault = roster.faults.take_registration()
+        self._fault: str | None = None
+        self._fault_taken = False
 
     # What a protocol does its own way.
 
@@ -196,7 +197,7 @@ class Link(abc.ABC):
 
     def begin_control(self) -> ControlStream:
         """Make the handler of the control stream."""
-        self._control = ControlStream(self, self._fault, self.abort)
+        self._control = ControlStream(self, self.abort)
         return self._control
 
     def finish(self, error: BaseException | None) -> None:
@@ -260,14 +261,22 @@ class Link(abc.ABC):
             self.commit_later(name)
         return grant
 
+    @property
+    def fault(self) -> str | None:
+        """The fault of this registration."""
+        if not self._fault_taken:
+            self._fault_taken = True
+            self._fault = self.roster.faults.take_registration()
+        return self._fault
+
     def _refuse_by_fault(self) -> None:
-        if self._fault == "EDUPCONN":
+        if self.fault == "EDUPCONN":
             raise Refusal("EDUPCONN", should_retry=True)
-        if self._fault == "unauthorized":
+        if self.fault == "unauthorized":
             raise Refusal("Unauthorized: Invalid tunnel secret")
-        if self._fault == "permanent":
+        if self.fault == "permanent":
             raise Refusal("dev edge fault: registration=permanent")
-        if self._fault == "retry-after":
+        if self.fault == "retry-after":
             raise Refusal("try later", retry_after=self.roster.faults.retry_after, should_retry=True)
 
     def unregister(self) -> None:

@@ -108,8 +108,8 @@ class Origin:
                 await self.release.wait()
             writer.write(b"8\r\ndata: 2\n\r\n0\r\n\r\n")
         elif path == "/hold":
-            async with asyncio.timeout(LIMIT):
-                await self.release.wait()
+            if not await self._released(reader):
+                return False
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nheld")
         elif path == "/cut":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly this")
@@ -125,6 +125,15 @@ class Origin:
             writer.write(head + (b"" if method == "HEAD" else text))
         await writer.drain()
         return True
+
+    async def _released(self, reader: asyncio.StreamReader) -> bool:
+        """Wait for `release`; False when the connector hangs up first."""
+        waits = {asyncio.create_task(self.release.wait()), asyncio.create_task(reader.read(1))}
+        done, left = await asyncio.wait(waits, timeout=LIMIT, return_when=asyncio.FIRST_COMPLETED)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        return bool(done) and self.release.is_set()
 
     async def _websocket(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fields: dict[str, str], path: str

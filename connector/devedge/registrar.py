@@ -70,6 +70,10 @@ class Refusal(Exception):
 class Desk(Protocol):
     """Who decides about one connection."""
 
+    @property
+    def fault(self) -> str | None:
+        """The fault of this registration; the first look counts it, so that a probe that never speaks uses none up."""
+
     def register(self, registration: Registration) -> Grant:
         """Accept, or raise Refusal."""
 
@@ -86,7 +90,7 @@ class Desk(Protocol):
 _server_class: Any = None
 
 
-def _server(desk: Desk, fault: str | None, gone: asyncio.Event) -> Any:
+def _server(desk: Desk, gone: asyncio.Event) -> Any:
     """Make the capability object; its class can only be made after the schema is loaded."""
     global _server_class  # noqa: PLW0603
     if _server_class is None:
@@ -95,9 +99,8 @@ def _server(desk: Desk, fault: str | None, gone: asyncio.Event) -> Any:
         class RegistrationServer(schema.RegistrationServer.Server):  # type: ignore[misc,name-defined]
             """The edge's capability for one connection."""
 
-            def __init__(self, desk: Desk, fault: str | None, gone: asyncio.Event) -> None:
+            def __init__(self, desk: Desk, gone: asyncio.Event) -> None:
                 self.desk = desk
-                self.fault = fault
                 self.gone = gone
 
             async def registerConnection(
@@ -106,9 +109,9 @@ def _server(desk: Desk, fault: str | None, gone: asyncio.Event) -> Any:
                 registration = Registration(
                     str(auth.accountTag), bytes(auth.tunnelSecret), bytes(tunnelId), int(connIndex), options
                 )
-                if self.fault == "stall":
+                if self.desk.fault == "stall":
                     await self.gone.wait()
-                if self.fault == "exception":
+                if self.desk.fault == "exception":
                     raise RuntimeError("dev edge fault: registration=exception")
                 answer = _context.results.init("result").result
                 try:
@@ -131,7 +134,7 @@ def _server(desk: Desk, fault: str | None, gone: asyncio.Event) -> Any:
                 self.desk.local_configuration(bytes(config))
 
         _server_class = RegistrationServer
-    return _server_class(desk, fault, gone)
+    return _server_class(desk, gone)
 
 
 class RpcServer(RpcBridge):
@@ -170,10 +173,9 @@ class RpcServer(RpcBridge):
 class ControlStream(RpcServer):
     """The control stream of one connection."""
 
-    def __init__(self, desk: Desk, fault: str | None, on_close_fault: Callable[[], None]) -> None:
-        super().__init__(lambda: _server(desk, fault, self._gone))
+    def __init__(self, desk: Desk, on_close_fault: Callable[[], None]) -> None:
+        super().__init__(lambda: _server(desk, self._gone))
         self._desk = desk
-        self._fault = fault
         self._on_close_fault = on_close_fault
         self._gone = asyncio.Event()
 
@@ -184,9 +186,9 @@ class ControlStream(RpcServer):
 
     def on_data(self, data: bytes) -> None:
         """RPC bytes of the connector."""
-        if self._fault == "close":
+        if self._desk.fault == "close":
             self._on_close_fault()
-        elif self._fault == "garbage" and self._stream is not None:
+        elif self._desk.fault == "garbage" and self._stream is not None:
             self._stream.consumed(len(data))
             self._stream.write(GARBAGE)
         else:

@@ -58,6 +58,11 @@ class Case(NamedTuple):
     own: bool = False
     only: str = ""
 
+    @property
+    def refused(self) -> bool:
+        """Whether the first registration is not to be waited for."""
+        return any(fault.startswith("registration") for fault in self.faults)
+
 
 def expect(expected: object, came: object) -> None:
     """Raise Mismatch unless they are equal."""
@@ -289,6 +294,7 @@ async def _hundred(rig: Rig) -> None:
 async def _registers_in_the_end(rig: Rig) -> None:
     await rig.event("register_refused", limit=60)
     await rig.event("registered", limit=90)
+    await rig.event("configuration")
     expect(200, (await rig.visitor.ask("/")).status)
 
 

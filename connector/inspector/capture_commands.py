@@ -39,7 +39,11 @@ def main(argv: list[str]) -> int:
     export.add_argument("--filter", default="", metavar="EXPR")
     export.add_argument("--force", action="store_true", help="write over a file")
     export.add_argument("file", metavar="FILE")
+    commands.add_parser("dissector", help="print the dissector for Wireshark: > tunnel.lua")
     args = parser.parse_args(argv)
+    if args.command == "dissector":
+        print((Path(__file__).parent / "tunnel.lua").read_text(), end="")
+        return 0
     try:
         reader, items = read_capture(args.file)
         if reader.cut:

@@ -94,6 +94,7 @@ class Inspector:
         self.seen = 0
         self.forgotten = 0
         self.recorders: list[Record] = []
+        self._ended: dict[int, None] = {}  # streams that may be forgotten, the oldest first
         self._next_link = 0
         self._next_seq = 0
         self._current_configuration = ""
@@ -164,7 +165,8 @@ class Inspector:
         """Return whether `size` more bytes may be kept, after letting ended streams go."""
         if self.kept + size <= MEMORY_CEILING:
             return True
-        self._make_room()
+        if self._ended:
+            self._make_room()
         return self.kept + size <= MEMORY_CEILING
 
     def on_head(self, record: StreamRecord) -> None:
@@ -176,14 +178,16 @@ class Inspector:
         if self.recorders:
             self._record("frame", record, entry)
         if self.kept > MEMORY_CEILING:
-            self._make_room()
+            if self._ended:
+                self._make_room()
             if self.kept > MEMORY_CEILING and record.frames is not None:
-                before = record.frames.kept
+                # The record adds what its ring grew by after this call, and so takes off what it shrank by.
                 record.frames.forget(len(record.frames.ring) // 2)
-                self.kept += record.frames.kept - before
 
     def on_ended(self, record: StreamRecord) -> None:
         """A stream is over."""
+        if record.identity in self.streams:
+            self._ended[record.identity] = None
         self._record("end", record, None)
 
     def on_link_closed(self, link: LinkRecord) -> None:
@@ -269,16 +273,24 @@ class Inspector:
 
     def clear(self) -> None:
         """Forget every ended stream."""
-        for identity in [key for key, record in self.streams.items() if record.ended is not None]:
+        for identity in list(self._ended):
             self._forget(identity)
+
+    def load(self, identity: int, record: StreamRecord) -> None:
+        """Take a record out of a capture."""
+        self.streams[identity] = record
+        self.kept += record.memory
+        if record.ended is not None:
+            self._ended[identity] = None
+        if len(self.streams) > MAX_STREAMS or self.kept > MEMORY_CEILING:
+            self._make_room()
 
     # -- inside
 
     def _make_room(self) -> None:
         """Let ended streams go, the oldest first, until there is a tenth to spare; open ones beyond MAX_STREAMS too."""
-        ended = [key for key, record in self.streams.items() if record.ended is not None]
         goal = MEMORY_CEILING - MEMORY_CEILING // 10
-        for identity in ended:
+        for identity in list(self._ended):
             if len(self.streams) <= MAX_STREAMS and self.kept <= goal:
                 return
             self._forget(identity)
@@ -287,6 +299,7 @@ class Inspector:
 
     def _forget(self, identity: int) -> None:
         record = self.streams.pop(identity)
+        self._ended.pop(identity, None)
         self.kept -= record.memory
         self.forgotten += 1
         record.hub = _Nowhere(self)  # type: ignore[assignment]  # it may still be open: what it says goes nowhere

@@ -70,6 +70,7 @@ def snapshot_items(hub: Inspector) -> list[Item]:
 def load_items(hub: Inspector, items: list[Item]) -> None:
     """Fill an inspector of role `capture` with a file's contents."""
     model = CaptureModel(items)
+    hub.clear()
     hub.streams.clear()
     hub.links.clear()
     hub.control.clear()
@@ -133,8 +134,7 @@ def _load_stream(
     if stream.end:
         record.ended = float(stream.end.get("ms", 0.0)) / 1000
         record.how, record.error = str(stream.end.get("how", "")), str(stream.end.get("error", ""))
-    hub.streams[number] = record
-    hub.kept += record.memory
+    hub.load(number, record)
 
 
 def _load_frame(log: FrameLog, item: Item, record: StreamRecord) -> None:
