@@ -359,6 +359,8 @@ class Exchange:
 
     def _page(self, status: int, code: str, what: str, advice: str) -> None:
         """Answer with a text page of the edge's own."""
+        if self._tap is not None:
+            self._tap.end("reset by the edge", f"{status}: {what}")
         visitor = self._visitor
         if visitor is not None and not self._head_sent:
             self._head_sent = True

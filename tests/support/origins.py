@@ -153,12 +153,12 @@ def raw_origin(answer: bytes | None, *, close: bool = True) -> Iterator[int]:
 
 
 @contextmanager
-def mosquitto(directory: Path) -> Iterator[int]:
-    """A real Mosquitto with a WebSocket listener on loopback and one user (`u`, password `p`); yields the port."""
+def mosquitto(directory: Path, password: str = "p") -> Iterator[int]:
+    """A real Mosquitto with a WebSocket listener on loopback and one user, `u`; yields the port."""
     assert MOSQUITTO is not None
     port = free_port()
     passwords = directory / "passwords"
-    subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "u", "p"], check=True, capture_output=True)
+    subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "u", password], check=True, capture_output=True)
     passwords.chmod(0o644)
     config = directory / "mosquitto.conf"
     # Mosquitto 2.0 counts only plain listeners as a start, so there is one; and libwebsockets minds the address
