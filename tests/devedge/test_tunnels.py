@@ -208,7 +208,21 @@ def test_ingress_needs_one_tunnel(tmp_path: Path) -> None:
 def test_faults() -> None:
     faults = parse_faults(["registration=EDUPCONN*2", "goaway-after:1.5s", "close-after:3-requests", "idle-cut:2"])
     assert [faults.take_registration() for _ in range(3)] == ["EDUPCONN", "EDUPCONN", None]
-    assert (faults.goaway_after, faults.close_after, faults.idle_cut) == (1.5, 3, 2.0)
+    assert (faults.after, faults.close_after, faults.idle_cut) == ({"goaway-after": 1.5}, 3, 2.0)
+    assert faults.active() == ["registration=EDUPCONN*2", "goaway-after:1.5s", "close-after:3-requests", "idle-cut:2"]
+    told: list[str] = []
+    faults.on_added = told.append
+    faults.add("delay:20ms")
+    faults.add("loss:5%")
+    assert (told, faults.delay, faults.loss) == (["delay", "loss"], 0.02, 0.05)
+    faults.clear("delay:20ms")
+    assert (faults.delay, faults.loss, faults.close_after) == (0.0, 0.05, 3)
+    faults.clear()
+    assert (faults.active(), faults.loss, faults.after) == ([], 0.0, {})
+    with pytest.raises(UsageError, match="in force"):
+        faults.clear("delay")
+    faults.add("reset:3")
+    assert [faults.take_request() for _ in range(6)] == [False, False, True] * 2
     faults = parse_faults(["registration=retry-after:7"])
     assert (faults.take_registration(), faults.retry_after) == ("retry-after", 7.0)
     for bad in (
@@ -219,6 +233,10 @@ def test_faults() -> None:
         "close-after:0",
         "idle-cut:-1",
         "idle-cut:nan",
+        "delay:x",
+        "slow:0",
+        "loss:101",
+        "reset:0",
     ):
         with pytest.raises(UsageError, match="--fault"):
             parse_faults([bad])
