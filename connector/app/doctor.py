@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from connector.app.command_table import Call
 from connector.app.config import RunConfig, read_token, run_config
+from connector.app.local_config import LocalConfig, configured_flags
 from connector.errors import ConfigError, ConnectorError, DiscoveryError, UsageError
 from connector.protocol.edge_addresses import EdgeAddress
 
@@ -159,13 +160,20 @@ class Walk:
 
 def doctor(call: Call) -> int:
     """Walk, print, and give the exit status."""
-    flags = call.flags
+    flags, local = configured_flags(call.flags)
+    call = call._replace(flags=flags)
     flags.check()
     if len(call.arguments) > 1:
         raise UsageError(f"{call.program} doctor takes one URL", advice="Flags go before it.")
     url = parse_target(call.arguments[0]) if call.arguments else None
     token = read_token(flags)
-    config = run_config(flags, [], token) if token else _without_token(call)
+    registers = True
+    try:
+        config = run_config(flags, [], token, local)
+    except UsageError:
+        if token:
+            raise
+        registers, config = False, _without_token(call, local)
     as_json = bool(flags.value("json"))
 
     def show(hop: Hop) -> None:
@@ -174,18 +182,18 @@ def doctor(call: Call) -> int:
 
     walk = Walk(show)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_walk(walk, config, url, registers=bool(token)))
+        asyncio.run(_walk(walk, config, url, registers=registers))
     status = walk.exit_status
     if as_json:
         print(json.dumps({"exit": status, "hops": [hop.to_json() for hop in walk.hops]}, indent=1))
     return status
 
 
-def _without_token(call: Call) -> RunConfig:
+def _without_token(call: Call, local: LocalConfig | None) -> RunConfig:
     """Check the flags with a token that is nobody's: the hops up to TLS need none."""
     from connector.wire.token import Token, encode_token  # noqa: PLC0415
 
-    return run_config(call.flags, [], encode_token(Token("", bytes(32), uuid.UUID(int=0))))
+    return run_config(call.flags, [], encode_token(Token("", bytes(32), uuid.UUID(int=0))), local)
 
 
 class Target(NamedTuple):
@@ -337,7 +345,7 @@ async def _register(walk: Walk, config: RunConfig, usable: list[tuple[str, EdgeA
                     return None
                 async with walk.hop("configuration") as detail:
                     if not details.remotely_managed and local is not None:
-                        detail.append("the tunnel is locally managed: --url")
+                        detail.append("the tunnel is locally managed: the rules are those of this machine")
                     else:
                         await _pushed(orchestrator, LOCAL_VERSION)
                         rules = len(dispatcher.ingress.rules)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from connector import __version__
 from connector.app.command_table import Call
 from connector.app.config import run_config
+from connector.app.local_config import RUN_ONLY, configured_flags
 from connector.app.log_table import log_table
 from connector.app.logs import Logger
 from connector.app.run import start_log
@@ -48,7 +49,8 @@ class QuickTunnel(NamedTuple):
 
 def quick(call: Call) -> int:
     """Run a quick tunnel, if --url or --hello-world asks for one."""
-    flags = call.flags
+    flags, local = configured_flags(call.flags, skip=RUN_ONLY)
+    call = call._replace(flags=flags)
     flags.check()
     if call.arguments:
         raise ConfigError(f"tunnel takes no argument {call.arguments[0]}")
@@ -59,6 +61,11 @@ def quick(call: Call) -> int:
         )
     service = flags.text("quick-service")
     if not ((flags.is_set("url") or flags.value("hello-world") or flags.text("unix-socket")) and service):
+        if local is not None and local.file.tunnel:
+            raise ConfigError(
+                f"use `{call.program} tunnel run` to start tunnel {local.file.tunnel}",
+                advice=f"{local.path} names that tunnel.",
+            )
         if flags.text("hostname"):
             raise ConfigError(
                 "Classic tunnels have been deprecated, please use Named Tunnels.",
@@ -78,7 +85,7 @@ def quick(call: Call) -> int:
     url = made.hostname if made.hostname.startswith("https://") else f"https://{made.hostname}"
     log_table(log, ["Your quick Tunnel has been created! Visit it at (it may take some time to be reachable):", url])
 
-    config = run_config(flags, [], encode_token(made.token))
+    config = run_config(flags, [], encode_token(made.token), local)
     config.ha_connections = 1
     config.token_given = True  # so that `auto` asks for no record: cloudflared dials quick tunnels over QUIC
     config.token_file = None

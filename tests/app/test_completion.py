@@ -69,5 +69,9 @@ def test_zsh_takes_the_script() -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_script_is_made_for_either_name(shell: str) -> None:
     text = script(shell, "cloudflared")
-    assert "connector " not in text.replace("This connector", "").replace("running connector", "")
+    assert {"bash": "-F _cloudflared cloudflared\n", "zsh": "compdef _cloudflared cloudflared\n"}.get(
+        shell, "complete -c cloudflared "
+    ) in text
+    assert "_connector" not in text
+    assert "-c connector" not in text
     assert "eyJ" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from connector.app.doctor import FIRST_STATUS, HOPS, parse_target
 from connector.errors import UsageError
+from connector.wire.token import decode_token
 from tests.support.origins import free_port, http_origin, mosquitto
 from tests.support.processes import MOSQUITTO, ROOT, Child, dev_edge, edge_token
 
@@ -184,3 +186,30 @@ def test_what_is_no_url(text: str) -> None:
 def test_urls() -> None:
     assert parse_target("a.test") == ("https", "a.test", "/")
     assert parse_target("wss://A.test:8443/mqtt?x=1") == ("wss", "a.test", "/mqtt?x=1")
+
+
+def test_a_configuration_file_names_tunnel_and_rules(tmp_path: Path) -> None:
+    """A locally managed tunnel: the edge pushes nothing, the file says where requests go."""
+    with http_origin() as origin, dev_edge(tmp_path) as (_, listening):
+        token = decode_token(edge_token(tmp_path))
+        credentials = tmp_path / "credentials.json"
+        credentials.write_text(
+            json.dumps(
+                {
+                    "AccountTag": token.account_tag,
+                    "TunnelSecret": base64.b64encode(token.secret).decode(),
+                    "TunnelID": str(token.tunnel_id),
+                }
+            )
+        )
+        config = tmp_path / "config.yml"
+        config.write_text(
+            f"tunnel: {token.tunnel_id}\ncredentials-file: {credentials}\n"
+            f"ingress:\n- hostname: a.test\n  service: http://127.0.0.1:{origin}\n- service: http_status:404\n"
+        )
+        args = ("--config", config, "--edge", listening["edge"], "--cacert", listening["ca"])
+        status, out, _ = doctor(*args, "--json", "https://a.test/x")
+        assert status == 0, out
+        assert hops(out)["rule"]["detail"].startswith("rule 0 (a.test)")
+        assert hops(out)["http"]["detail"] == "the service answers 200"
+        assert "locally managed" in hops(out)["configuration"]["detail"]
