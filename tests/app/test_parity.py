@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import connector
+from connector.app.command_table import ABSENT, COMMANDS
 from connector.app.flag_table import FLAGS
 from connector.app.metric_families import CLOUDFLAREDS, FAMILIES
 
@@ -42,3 +43,12 @@ def test_whatever_is_counted_somewhere_is_in_the_table() -> None:
     for path in Path(connector.__file__).parent.rglob("*.py"):
         for name in COUNTED.findall(path.read_text()):
             assert name in FAMILIES, f"{path.name} counts {name}, which no table names"
+
+
+def test_every_command_of_cloudflared_has_a_row_that_is_true() -> None:
+    text = (Path(connector.__file__).parent / "PARITY.md").read_text()
+    section = text[text.index("## Commands") : text.index("## Flags of")]
+    rows = dict(re.findall(r"^\| `([a-z -]+)` \| (.*?) \|$", section, re.M))
+    assert {words for words, state in rows.items() if state.startswith("no")} == {*ABSENT}
+    assert {words for words, state in rows.items() if not state.startswith("no")} <= {*COMMANDS}
+    assert {words for words in COMMANDS if words.startswith("tunnel")} <= {*rows}
