@@ -67,16 +67,26 @@ class ConfigurationOnly:
         raise ConnectorError(SESSIONS_UNSUPPORTED)
 
 
+class RpcRefusal(Exception):
+    """What the edge sees of an exception: its text. pycapnp sends a whole traceback otherwise, with paths in it."""
+
+    __traceback__ = property(lambda self: None, lambda self, value: None)
+
+
+RpcRefusal.__module__ = "builtins"  # a traceback's last line names any other module
+
+
 @contextmanager
 def _counted(handler: str, method: str) -> Iterator[None]:
-    """Count one RPC served, its time, and whether it raised."""
+    """Count one RPC served, its time, and whether it raised; an error goes out as RpcRefusal."""
     COUNTS.add("cloudflared_rpc_server_operations", handler, method)
     began = time.monotonic()
     try:
         yield
-    except Exception:
+    except Exception as error:
         COUNTS.add("cloudflared_rpc_server_failures", handler, method)
-        raise
+        words = str(error) if isinstance(error, ConnectorError) else f"internal error: {type(error).__name__}"
+        raise RpcRefusal(words) from None
     finally:
         COUNTS.observe("cloudflared_rpc_server_latency_secs", time.monotonic() - began, handler, method)
 
@@ -105,9 +115,9 @@ def _server_class() -> Any:
         ) -> None:  # fmt: skip
             """Start a session."""
             session_id, address = bytes(sessionId), bytes(dstIp)
-            if len(session_id) != 16 or len(address) not in {4, 16}:
-                raise ConnectorError("a session ID has 16 bytes, an address 4 or 16")
             with _counted("session", "register_udp_session"):
+                if len(session_id) != 16 or len(address) not in {4, 16}:
+                    raise ConnectorError("a session ID has 16 bytes, an address 4 or 16")
                 error, spans = self._handlers.register_udp_session(
                     session_id, address, int(dstPort), int(closeAfterIdleHint), str(traceContext)
                 )

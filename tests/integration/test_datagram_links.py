@@ -15,7 +15,7 @@ import pytest
 from connector.app.tracing import trace_request
 from connector.devedge.datagrams import DatagramDesk, FlowRefusedError
 from connector.devedge.quiclink import QuicLink as EdgeLink
-from connector.devedge.quicrpc import RpcCall
+from connector.devedge.quicrpc import RpcCall, unregister_udp_session
 from connector.devedge.server import DevEdge, Settings
 from connector.protocol.counts import COUNTS
 from connector.proxy.dispatch import Dispatcher
@@ -235,6 +235,27 @@ def test_refusals_reach_the_edge(tmp_path: Path, version: int) -> None:
                 it.flows.configure({})
                 with pytest.raises(FlowRefusedError, match="bind"):
                     await desk_of(peer).open_udp(("255.255.255.255", 9), lambda payload: None)
+
+    run(main(), limit=60)
+
+
+def test_an_exception_goes_out_as_its_text_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, "qh3") as it:
+            link, peer = await it.link(0, 3)
+            with pytest.raises(capnp.KjException) as refused:
+                await unregister_udp_session(peer, uuid.uuid4(), "x")
+            assert "datagram v3 does not support UnregisterUdpSession RPC" in str(refused.value)
+            with pytest.raises(capnp.KjException) as malformed:
+                await RpcCall(peer).call(
+                    lambda server: server.registerUdpSession(sessionId=b"x"), lambda answer: answer
+                )
+            assert "a session ID has 16 bytes" in str(malformed.value)
+            for error in (refused, malformed):
+                remote = str(error.value).partition("remote exception: ")[2].splitlines()
+                assert "RpcRefusal: " in remote[0]
+                assert "File " not in str(error.value)
+            link.abort()
 
     run(main(), limit=60)
 
