@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of tokens, datagrams, Cap'n Proto framing, origins' answers, configurations. Needs `atheris`.
+"""Coverage-guided fuzzing of tokens, datagrams, Cap'n Proto, origins' answers, configurations, WebSocket and SOCKS.
 
 `python tests/fuzz/fuzz_decoders.py [corpus]`. The first byte picks the decoder; the checks are those of the
 test_fuzz_*.py files, which run without `atheris`.
@@ -24,6 +24,7 @@ def main() -> None:
         from tests.fuzz.test_fuzz_datagrams import feed_both_versions
         from tests.fuzz.test_fuzz_http1 import feed
         from tests.fuzz.test_fuzz_token_capnp import decodes_or_wire_error
+        from tests.fuzz.test_fuzz_websocket import check as check_clients
     import json
 
     def token(data: bytes) -> None:
@@ -61,7 +62,11 @@ def main() -> None:
                 pass
         feed_both_versions([data[:40], data[40:80], data])
 
-    checks = (token, capnp, origin, configuration, datagram)
+    def clients(data: bytes) -> None:
+        if data:
+            check_clients(data[1:], data[0] % 40 + 1)
+
+    checks = (token, capnp, origin, configuration, datagram, clients)
 
     def one_input(data: bytes) -> None:
         if data:
