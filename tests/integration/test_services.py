@@ -433,7 +433,7 @@ def stalled(name: str) -> int:
     still, before = 0, -1
     while still < 20:
         threading.Event().wait(0.05)
-        still = still + 1 if COUNTED.get(name, 0) == before else 0
+        still = still + 1 if COUNTED.get(name, 0) == before > 0 else 0
         before = COUNTED.get(name, 0)
     return before
 
