@@ -32,7 +32,7 @@ _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"up
 _KINDS = (RequestKind.HTTP, RequestKind.WEBSOCKET, RequestKind.TCP)
 
 ORIGIN_FAILED = b"the connector got no response from the origin"
-FLOW_LIMITED = b"too many active flows"
+FLOW_LIMITED = b"failed to start tcp flow due to rate limiting: too many active flows"
 REFUSED = b"the connector refused the flow"
 
 

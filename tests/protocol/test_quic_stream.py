@@ -19,7 +19,7 @@ from connector.protocol.ports import (
     StreamSink,
 )
 from connector.protocol.quic_limits import QuicLimits
-from connector.protocol.quic_request import DATA_PREAMBLE, RPC_SIGNATURE, RequestError, decode_connect
+from connector.protocol.quic_request import DATA_PREAMBLE, FLOW_LIMITED, RPC_SIGNATURE, RequestError, decode_connect
 from connector.protocol.quic_streams import QuicStreams
 from connector.wire.connect import ConnectRequest, decode_connect_response, encode_connect_request
 from tests.support.vectors import vector
@@ -386,7 +386,7 @@ def test_flow_limit_is_marked() -> None:
     rig.open(kind=2, dest=b"10.0.0.1:22")
     rig.port.respond(502, (), ResponseSource.FLOW_LIMITED)
     rig.port.write_eof()
-    assert rig.response()[:2] == (b"too many active flows", [(b"FlowConnectRateLimited", b"true")])
+    assert rig.response()[:2] == (FLOW_LIMITED, [(b"FlowConnectRateLimited", b"true")])
 
 
 def test_an_origins_502_is_a_response() -> None:
