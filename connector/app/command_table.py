@@ -81,7 +81,7 @@ COMMANDS: dict[str, Command] = {
                 "connector-id",
                 env=("TUNNEL_MANAGEMENT_CONNECTOR",),
                 metavar="UUID",
-                help="Which connector of the tunnel; without it, any.",
+                help="One of the tunnel's connectors; without it, any.",
             ),
             Flag(
                 "event",
@@ -109,7 +109,7 @@ COMMANDS: dict[str, Command] = {
                 default="management.argotunnel.com",
                 env=("TUNNEL_MANAGEMENT_HOSTNAME",),
                 metavar="HOST",
-                help="The host whose requests the edge gives to the connector itself.",
+                help="The host whose requests the edge gives to the program itself.",
             ),
             Flag("connect", metavar="HOST:PORT", help="Connect here instead: the public address of a dev edge."),
             Flag("cacert", env=("TUNNEL_CACERT",), metavar="FILE", help="Trust only the PEM certificates in FILE."),

@@ -44,5 +44,4 @@ def test_the_connector_at_its_noisiest(tmp_path: Path) -> None:
                     it.wait()
     for path in files.rglob("*.log"):
         text = path.read_text()
-        assert text
         assert not any(secret in text for secret in SECRETS), path
