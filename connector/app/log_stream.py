@@ -109,7 +109,7 @@ class LogStreams:
             self.log.output.listen(None)
 
     def close(self) -> None:
-        """End every session: the connector ends."""
+        """End every session: the connector ends, and does not wait for those who watch."""
         for session in list(self.sessions):
             session.end(NORMAL, "context closed")
 
@@ -240,9 +240,10 @@ class LogStream:
             self._port.write(encode_frame(PING, b""))
 
     def end(self, code: int, reason: str) -> None:
-        """Close with a code and a reason."""
+        """Send what waits, then close with a code and a reason."""
         if self._ended:
             return
+        self._flush()
         self._finish()
         self._port.write(encode_close(code, reason))
         self._port.write_eof()

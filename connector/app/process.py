@@ -211,6 +211,7 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         if config.stdin_control:
             log.info("Enabling control through stdin")
             StdinControl(log, supervisor.reconnect).start()
+        stop.heard.append(observation.management.streams.close)
         stop.then(supervisor.stop)
         try:
             await supervisor.run()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from connector.devedge.authority import StateDir
+from connector.devedge.management import ManagementDesk
+from connector.devedge.tunnels import Declaration, TunnelStore
 from tests.support.origins import http_origin
-from tests.support.processes import ROOT, Child, Tunnel, connector, tunnel
+from tests.support.processes import Child, Tunnel, connector, tunnel
 
 CLOUDFLARED = os.environ.get("CLOUDFLARED", "")
 THEIRS = (
@@ -19,13 +21,14 @@ THEIRS = (
 )  # fmt: skip
 
 
-def management_token(state: Path, *args: str) -> str:
-    command = [sys.executable, "-m", "connector", "edge", "management", "test", "--state-dir", str(state), *args]
-    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+def management_token(state: Path, actor: str) -> str:
+    directory = StateDir(state)
+    (tunnel,) = TunnelStore(directory).resolve([Declaration("test")])
+    return ManagementDesk(directory).issue(tunnel, actor)
 
 
 def tailing(it: Tunnel, *args: str, actor: str = "me", token: str = "") -> Child:
-    env = {"TUNNEL_MANAGEMENT_TOKEN": token or management_token(it.state, "--actor", actor)}
+    env = {"TUNNEL_MANAGEMENT_TOKEN": token or management_token(it.state, actor)}
     where = it.public.removeprefix("https://")
     return connector("tail", "--connect", where, "--cacert", it.ca, "--output", "json", *args, env=env)
 
@@ -56,7 +59,7 @@ def test_tail_shows_requests_while_they_happen(tmp_path: Path, command: tuple[st
         assert tail.wait() == 0
 
 
-def test_tail_says_why_it_ends(tmp_path: Path) -> None:
+def test_tail_says_why_there_is_nothing_to_see(tmp_path: Path) -> None:
     with tunnel(tmp_path, "http_status:204") as it:
         with tailing(it, token="e30.e30.x") as wrong:
             assert wrong.wait() == 1
@@ -64,11 +67,17 @@ def test_tail_says_why_it_ends(tmp_path: Path) -> None:
         with tailing(it, "--connector-id", "11111111-2222-4333-8444-555555555555") as nobody:
             assert nobody.wait() == 1
             assert "no connector of this tunnel is attached with the id" in nobody.text
-        with tailing(it) as mine:
-            mine.wait_for(lambda event: event.get("message") == "Streaming logs", what="the start of the stream")
-            with tailing(it, actor="somebody else") as other:
-                assert other.wait() == 1
-                assert "4002 limit exceeded for streaming sessions" in other.text
-            it.connector.signal()
-            assert mine.wait() in {0, 1}  # a goodbye, or the link was faster
+
+
+def test_one_person_tails_until_the_connector_ends_which_waits_for_nobody(tmp_path: Path) -> None:
+    with tunnel(tmp_path, "http_status:204", run_args=("--grace-period", "3m")) as it, tailing(it) as mine:
+        mine.wait_for(lambda event: event.get("message") == "Streaming logs", what="the start of the stream")
+        with tailing(it, actor="somebody else") as other:
+            assert other.wait() == 1
+            assert "4002 limit exceeded for streaming sessions" in other.text
+        it.connector.signal()
+        assert mine.wait() == 0
+        assert "Initiating graceful shutdown" in mine.text
+        assert "context closed" in mine.text
+        assert it.connector.wait() == 0
         assert "eyJ" not in it.connector.text
