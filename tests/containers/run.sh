@@ -155,6 +155,6 @@ if [ -z "${SKIP_BUILD:-}" ]; then
   kill "$SLIRP"; SLIRP=   # from here on nothing can leave the namespace
   say "image $TAG built: $(docker image inspect -f '{{.Size}}' "$TAG" | awk '{printf "%d MB", $1 / 1e6}')"
 fi
-[ $# -gt 0 ] || set -- -n 3 --dist=loadgroup  # most of the time is waiting
+[ $# -gt 0 ] || set -- -n 3 --dist=loadfile  # most of the time is waiting
 cd "$ROOT"
 CONTAINER_ENGINE=$E nsenter -t "$INIT" -n -- "$PYTHON" -m pytest tests/containers --timeout 180 "$@"

@@ -29,8 +29,6 @@ from tests.containers.stacks import (
     wait_until,
 )
 
-pytestmark = pytest.mark.xdist_group("stack")
-
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
