@@ -312,6 +312,10 @@ async def logs(args: argparse.Namespace, output: Output) -> int:
     try:
         async for line in engine.logs(args.services or SERVICES, follow=args.follow, tail=args.tail):
             output.log(line)
+    except asyncio.CancelledError:
+        if not args.follow:
+            raise
+        ended()  # that is how one ends `logs -f`
     finally:
         await engine.close()
     return 0
@@ -359,6 +363,13 @@ async def config(args: argparse.Namespace, output: Output) -> int:
     output.text("# mosquitto.conf (alone: --broker; as compose YAML: --compose)")
     output.text(text.rstrip())
     return 0
+
+
+def ended() -> None:
+    """The user's Ctrl-C was the way to end this: no failure."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
 
 
 # user and acl

@@ -23,6 +23,7 @@ from typing import Any
 from launcher import clients, selfcheck
 from launcher import containerspec as spec
 from launcher.accounts import CHECK_TOPIC, FIRST_USER, HEALTH, Accounts
+from launcher.commands import ended
 from launcher.containers import Containers
 from launcher.credentials import User
 from launcher.demo import tunnel_rules
@@ -245,8 +246,11 @@ class _Demo:
         output.text("Everything that happens from here on; Ctrl-C ends it and removes the containers.")
 
     async def _watch(self) -> None:
-        async for line in self.engine.logs(["broker", "connector"], follow=True, tail=0):
-            self.output.log(line)
+        try:
+            async for line in self.engine.logs(["broker", "connector"], follow=True, tail=0):
+                self.output.log(line)
+        except asyncio.CancelledError:
+            ended()
 
 
 def _free(port: int) -> bool:

@@ -32,23 +32,23 @@ class Logs:
     async def logs(self, services: Sequence[str], *, follow: bool, tail: int) -> AsyncIterator[LogLine]:
         """Lines of both; when one restarts, its stream is taken up again."""
         names = {BROKER: spec.broker_name(self.settings.name), CONNECTOR: spec.connector_name(self.settings.name)}
+        lines: list[LogLine] = []
+        for service in services if tail else ():
+            found = await self._find(names[service])
+            if found is None:
+                continue
+            async with explained(f"reading the log of {names[service]}"):
+                chunks = await found[0].log(stdout=True, stderr=True, timestamps=True, tail=tail)
+            lines += [_log_line(service, raw) for raw in "".join(chunks).splitlines() if raw]
+        last: dict[str, str] = {}
+        for line in sorted(lines, key=lambda line: line.time):
+            last[line.service] = line.time
+            yield line
         if not follow:
-            lines: list[LogLine] = []
-            for service in services:
-                found = await self._find(names[service])
-                if found is None:
-                    continue
-                async with explained(f"reading the log of {names[service]}"):
-                    chunks = await found[0].log(stdout=True, stderr=True, timestamps=True, tail=tail)
-                lines += [_log_line(service, raw) for raw in "".join(chunks).splitlines() if raw]
-            for line in sorted(lines, key=lambda line: line.time):
-                yield line
             return
         queue: asyncio.Queue[LogLine | StackError] = asyncio.Queue(FOLLOW_QUEUE)
-        tasks = [
-            asyncio.create_task(self._follow(service, names[service], tail, queue), name=f"logs {service}")
-            for service in services
-        ]
+        following = [self._follow(service, names[service], last.get(service, ""), queue) for service in services]
+        tasks = [asyncio.create_task(work, name="follow a log") for work in following]
         try:
             while True:
                 item = await queue.get()
@@ -60,12 +60,15 @@ class Logs:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _follow(self, service: str, name: str, tail: int, queue: asyncio.Queue[LogLine | StackError]) -> None:
-        since, options = "", {"tail": str(tail)}
+    async def _follow(self, service: str, name: str, since: str, queue: asyncio.Queue[LogLine | StackError]) -> None:
+        """Lines later than the time `since`; from now on when there is none."""
+        options = {"since": _unix(since)} if since else {"tail": "0"}
         try:
             while True:
                 found = await self._find(name)
-                if found is not None:
+                if found is None:
+                    options = {}  # what is made later is told from its first line
+                else:
                     async with explained(f"following the log of {name}", missing_ok=True):
                         stream = found[0].log(
                             stdout=True, stderr=True, follow=True, timestamps=True, timeout=None, **options
@@ -78,7 +81,7 @@ class Logs:
                                 if raw and line.time > since:
                                     since = line.time
                                     await queue.put(line)
-                    options = {"since": _unix(since)} if since else options
+                    options = {"since": _unix(since)} if since else {}
                 await asyncio.sleep(0.5)  # the stream ends with the container, also when that comes back
         except StackError as error:
             await queue.put(error)
