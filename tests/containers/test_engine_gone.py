@@ -26,6 +26,7 @@ class Door(threading.Thread):
         self.listener.bind(str(path))
         self.listener.listen()
         self.open: list[socket.socket] = []
+        self.copiers: list[threading.Thread] = []
 
     def run(self) -> None:
         while self.left > 0:
@@ -35,11 +36,17 @@ class Door(threading.Thread):
             theirs.connect(str(ENGINE / "docker.sock"))
             self.open += [ours, theirs]
             for one, other in ((ours, theirs), (theirs, ours)):
-                threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+                copier = threading.Thread(target=self._copy, args=(one, other), daemon=True)
+                self.copiers.append(copier)
+                copier.start()
         self.listener.close()
         for end in self.open:  # gone: in the middle of whatever was going on
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        for copier in self.copiers:
+            copier.join()
+        for end in self.open:
+            end.close()
 
     def _copy(self, one: socket.socket, other: socket.socket) -> None:
         try:
@@ -61,6 +68,7 @@ def test_an_engine_that_goes_away_in_the_middle(tmp_path: Path) -> None:
             try:
                 line = made.up(DOCKER_HOST=f"unix://{path}").one_line()
             finally:
+                door.join(60)
                 path.unlink()
             assert any(words in line for words in ("went away", "does not answer", "did not answer")), line
         result = made.up().good()
