@@ -141,6 +141,10 @@ test-oldest: $(OLDEST)/dev.stamp broker promtool  ## The tests on the oldest Pyt
 test-containers: $(VENV)/dev.stamp  ## The launcher with a real Docker engine, the image, compose (root and apt; skips loudly)
 	nice tests/containers/run.sh $(ARGS)
 
+.PHONY: image-reproducible
+image-reproducible: $(VENV)/dev.stamp  ## Build the image twice on an engine of its own and compare the layers
+	REPRODUCE=1 tests/containers/run.sh -k drop_in
+
 .PHONY: coverage
 coverage: $(VENV)/dev.stamp broker  ## The tests with branch coverage; report in htmlcov/
 	$(BIN)/coverage erase

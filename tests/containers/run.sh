@@ -3,6 +3,7 @@
 # made from Debian packages, this project's real Dockerfile, and tests/containers against them. Leaves nothing behind.
 #
 # KEEP=DIR keeps engine data and downloads there for the next run. SKIP_BUILD=1 takes the image that KEEP has.
+# REPRODUCE=1 builds it a second time without a cache and compares the layers.
 # Needs root and apt (installs docker.io, mmdebstrap, ... when missing); elsewhere it says so and ends with status 0.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)
@@ -152,6 +153,13 @@ if [ -z "${SKIP_BUILD:-}" ]; then
   online
   TAG=tunnel-connector:$("$PYTHON" -c 'import launcher.stackdir as s; print(s.CONNECTOR_IMAGE.partition(":")[2])')
   (cd "$ROOT" && docker build -t "$TAG" . >"$W/build.log" 2>&1) || { tail -30 "$W/build.log" >&2; exit 1; }
+  if [ -n "${REPRODUCE:-}" ]; then
+    one=$(docker image inspect -f '{{json .RootFS.Layers}}' "$TAG")
+    (cd "$ROOT" && docker build --no-cache -t reproduced:test . >"$W/build2.log" 2>&1) || { tail -30 "$W/build2.log" >&2; exit 1; }
+    two=$(docker image inspect -f '{{json .RootFS.Layers}}' reproduced:test)
+    [ "$one" = "$two" ] || { printf 'test-containers: two builds differ:\n%s\n%s\n' "$one" "$two" >&2; exit 1; }
+    say "built again without a cache: the same layers"
+  fi
   kill "$SLIRP"; SLIRP=   # from here on nothing can leave the namespace
   say "image $TAG built: $(docker image inspect -f '{{.Size}}' "$TAG" | awk '{printf "%d MB", $1 / 1e6}')"
 fi
