@@ -47,10 +47,10 @@ def program(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def command(program: str, protocol: str, version: int = 2) -> tuple[str, ...]:
+def command(program: str, protocol: str, version: int = 2, *flags: str) -> tuple[str, ...]:
     base = OURS if program == "connector" else REFERENCE
     at = base.index("--grace-period")
-    return (*base[:at], "--protocol", protocol, *base[at:-2], *features(version), *base[-2:])
+    return (*base[:at], "--protocol", protocol, *base[at:-2], *features(version), *flags, *base[-2:])
 
 
 class Upper(socketserver.StreamRequestHandler):
@@ -135,6 +135,32 @@ def test_udp(tmp_path: Path, program: str, version: int) -> None:
                 for size in (1, 500, 1000):
                     assert ask(client, b"q" * size)
             assert path.edge.event("udp_flow")["version"] == version
+
+
+VIRTUAL_DNS = "[2606:4700:cf1:2000::1]:53"
+
+
+def test_the_virtual_dns_address(tmp_path: Path, program: str) -> None:
+    """Its TCP and UDP go to the resolver that the flag names, which is no address of the private network."""
+    with (
+        udp_origin() as resolver,
+        Server(("127.0.0.1", int(resolver.rpartition(":")[2])), Upper) as tcp,
+        tunnel(
+            tmp_path, "http_status:418",
+            edge_args=("--udp", f"127.0.0.1:0={VIRTUAL_DNS}", "--tcp", f"127.0.0.1:0={VIRTUAL_DNS}"),
+            command=command(program, "quic", 3, "--dns-resolver-addrs", resolver),
+        ) as path,
+    ):  # fmt: skip
+        thread = threading.Thread(target=tcp.serve_forever, daemon=True)
+        thread.start()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.connect(listen_address(path, "udp"))
+            assert ask(client, b"question")
+        with socket.create_connection(listen_address(path, "tcp"), timeout=30) as client:
+            client.sendall(b"question\n")
+            assert read_exactly(client, 9) == b"QUESTION\n"
+        tcp.shutdown()
+        thread.join(20)
 
 
 @pytest.mark.parametrize("version", [2, 3])
