@@ -49,30 +49,39 @@ def program() -> str:
     return name if name in PROGRAMS else PROGRAMS[0]
 
 
+_SECRET_FLAGS = ("token", "credentials-contents", "edge-proxy")
+
+
 def _wipe_title(words: Sequence[str]) -> str:
-    """Take secrets off the process list at once. Gives "wiped", "visible" (it could not be done) or nothing to do."""
-    masked, hide_next, found = [], False, False
+    """Take secrets off the process list at once.
+
+    Gives what became of a token: "wiped", "visible" (it could not be done), or nothing when there was none.
+    """
+    masked: list[str] = []
+    hidden: set[str] = set()
+    pending = ""
     for word in words:
         name, equals, _ = word.lstrip("-").partition("=")
-        secret_flag = word.startswith("-") and name in {"token", "credentials-contents"}
-        if hide_next or "eyJ" in word:
+        flag = name if word.startswith("-") and name in _SECRET_FLAGS else ""
+        if pending or "eyJ" in word:
             masked.append("*****")
-            found = True
-        elif secret_flag and equals:
-            masked.append(f"--{name}=*****")
-            found = True
+            hidden.add(pending or "token")
+        elif flag and equals:
+            masked.append(f"--{flag}=*****")
+            hidden.add(flag)
         else:
             masked.append(word)
-        hide_next = secret_flag and not equals
-    if not found:
+        pending = "" if equals else flag
+    if not hidden:
         return ""
+    warned_of = hidden - {"edge-proxy"}
     try:
         from setproctitle import setproctitle
 
         setproctitle(" ".join([program(), *masked]))
     except ImportError:
-        return "visible"
-    return "wiped"
+        return "visible" if warned_of else ""
+    return "wiped" if warned_of else ""
 
 
 def _command(argv: list[str], exposed: str) -> int:

@@ -129,6 +129,7 @@ _EDGE = [
         "edge-proxy",
         env=("TUNNEL_EDGE_PROXY",),
         metavar="URL",
+        secret=True,
         help="Reach the edge through this proxy: http://HOST:PORT, https:// or socks5://, over HTTP/2. Without it "
         "HTTPS_PROXY, ALL_PROXY and NO_PROXY count; none: no proxy at all.",
     ),

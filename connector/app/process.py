@@ -294,7 +294,9 @@ def shown_environment(environ: Mapping[str, str]) -> str:
     shown = []
     for name, value in sorted(environ.items()):
         if "TUNNEL_" in f"{name}={value}" and "=" not in value:
-            secret = any(word in name for word in ("TOKEN", "SECRET", "KEY", "CRED")) and not name.endswith("_FILE")
+            secret = any(word in name for word in ("TOKEN", "SECRET", "KEY", "CRED", "PROXY")) and not name.endswith(
+                "_FILE"
+            )
             shown.append(f"{name}:{MASK if secret else value}")
     return f"map[{' '.join(shown)}]" if shown else ""
 

@@ -193,3 +193,27 @@ def test_a_dev_edge_on_this_machine_needs_no_proxy(tmp_path: Path) -> None:
         with connector(*args, env=env) as run:
             run.message("Registered tunnel connection")
             assert "through the proxy" not in run.text
+
+
+def test_a_proxys_password_is_seen_nowhere(tmp_path: Path) -> None:
+    with (
+        dev_edge(tmp_path, "--ingress", "http_status:204") as (_, listening),
+        office_proxy(OfficeProxy(user="me", password="geheim", goes_to="127.0.0.1")) as office,
+    ):
+        url = f"http://me:geheim@127.0.0.1:{office.port}"
+        args = ("--edge", listening["edge"], "--cacert", listening["ca"], "--output", "json", "--loglevel", "debug")
+        for words, more in (
+            (["--edge-proxy", url], {}),
+            ([f"--edge-proxy={url}"], {}),
+            ([], {"TUNNEL_EDGE_PROXY": url}),
+        ):
+            env = {"TUNNEL_TOKEN": edge_token(tmp_path), **more}
+            with connector("tunnel", *words, "run", *args, env=env) as run:
+                run.message("Registered tunnel connection")
+                title = Path(f"/proc/{run.pid}/cmdline").read_bytes() if sys.platform == "linux" else b""
+                assert b"geheim" not in title
+                run.signal()
+                assert run.wait() == 0
+                assert "geheim" not in run.text
+                assert "given on the command line" not in run.text
+        assert len(office.asked) == 3
