@@ -33,16 +33,19 @@ class Idler(Protocol):
 class IdleWheel:
     """One per process. After every `add` and `advance` the owner sees to a timer at `next_due`."""
 
-    __slots__ = ("_current", "_slots", "size")
+    __slots__ = ("_current", "_next", "_slots", "size")
 
     def __init__(self, now: float) -> None:
         self.size = 0
         self._current = int(now / TICK)
+        self._next = self._current  # no slot before this tick holds anything; exact after `advance`
         self._slots: list[set[Idler]] = [set() for _ in range(SLOTS)]
 
     def add(self, idler: Idler) -> None:
         """Watch `idler`; its `active_at` is about now."""
-        self._place(idler)
+        due = self._place(idler)
+        if not self.size or due < self._next:
+            self._next = due
         self.size += 1
 
     def remove(self, idler: Idler) -> None:
@@ -67,19 +70,20 @@ class IdleWheel:
                     idler.on_idle(now)
                 else:
                     self._place(idler)
+        if self.size:
+            self._next = self._current + 1
+            while not self._slots[self._next % SLOTS]:
+                self._next += 1
 
     def next_due(self) -> float | None:
-        """When `advance` has something to look at; None while there is nothing."""
-        if not self.size:
-            return None
-        for ahead in range(1, SLOTS + 1):
-            if self._slots[(self._current + ahead) % SLOTS]:
-                return (self._current + ahead) * TICK
-        return None
+        """When `advance` may have something to look at; None while there is nothing."""
+        return self._next * TICK if self.size else None
 
-    def _place(self, idler: Idler) -> None:
+    def _place(self, idler: Idler) -> int:
+        """Put it into its slot; return the tick of that."""
         # Rounded up: at that tick it is idle for long enough.
         due = -int(-(idler.active_at + idler.idle) // TICK)
         ahead = min(max(due - self._current, 1), SLOTS - 1)
         idler.slot = (self._current + ahead) % SLOTS
         self._slots[idler.slot].add(idler)
+        return self._current + ahead
