@@ -261,7 +261,7 @@ class Dispatcher:
             clock = self._clocks.get(interval) if interval else None
             exchange = WebSocketExchange(self, request, port, route, self._drains, clock)
         else:
-            exchange = HttpExchange(self, request, port, route)
+            exchange = self._http_exchange(request, port, route)
         return self._start(exchange, trace)
 
     def _start(self, exchange: Exchange, trace: RequestTrace | None) -> StreamSink:
@@ -340,6 +340,13 @@ class Dispatcher:
         self._maybe_drained()
 
     # -- inside
+
+    def _http_exchange(self, request: Request, port: StreamPort, route: Route) -> HttpExchange:
+        if not route.pool.offers_http2:
+            return HttpExchange(self, request, port, route)
+        from connector.proxy.http2_origin import Http2Exchange  # noqa: PLC0415  (few rules want the library)
+
+        return Http2Exchange(self, request, port, route)
 
     def _make_route(self, rule: Rule, contexts: ContextCache) -> Route | FlowRoute | None:
         """Return a rule at work; None for services that need no origin."""

@@ -207,9 +207,22 @@ class HttpExchange:
         # What cannot be asked twice is not given a connection that the origin has closed already.
         careful = self._chunked or self._left > 0 or not self._may_repeat()
         fresh = fresh or self.client is not None
-        connection = pool.acquire(self, pool.key_for(self._host()), fresh=fresh, careful=careful)
+        connection = pool.acquire(self, pool.key_for(self._host(), upgrade=self.upgrade), fresh=fresh, careful=careful)
         if connection is not None:
             self.on_connected(connection)
+
+    def _wait(self) -> None:
+        """Note that framing is decided and a connection is to come, for subclasses that get it elsewhere."""
+        self._phase = _WAITING
+
+    def _sending(self, *, done: bool) -> None:
+        """Note that the head is out; `done` says the whole request is."""
+        self._phase = _SENT if done else _SENDING
+
+    @property
+    def _sent_all(self) -> bool:
+        """Whether the whole request is out."""
+        return self._phase == _SENT
 
     def _host(self) -> bytes:
         settings = self.route.rule.settings

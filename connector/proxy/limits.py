@@ -52,3 +52,15 @@ DEFAULT_IDLE_PER_HOST: Final = 2
 
 CLOSE_WAIT: Final = 2.0
 """Seconds that `close()` waits for aborted origin connections to report their end; normally one loop turn."""
+
+HTTP2_STREAM_WINDOW: Final = 256 * 1024
+"""Bytes of a response that an HTTP/2 origin may send ahead of the edge (Go's client: 4 MiB; nghttp2: 64 KiB)."""
+
+HTTP2_CONNECTION_WINDOW: Final = 16 * 1024 * 1024
+"""The same for all streams of a connection, which is given back at once: 64 paused streams do not stop the others."""
+
+HTTP2_HEADER_LIST: Final = 256 * 1024
+"""Bytes of a response's fields, as over HTTP/1.1."""
+
+HTTP2_STREAMS: Final = 250
+"""Streams on one connection to an origin, if it allows so many (nginx 128, Go 250)."""

@@ -34,8 +34,8 @@ def in_container() -> bool:
     )
 
 
-def origin_context(settings: OriginSettings) -> ssl.SSLContext:
-    """Return the client context of a rule: system roots plus `caPool`, TLS 1.2 and later, no ALPN.
+def origin_context(settings: OriginSettings, *, http2: bool = False) -> ssl.SSLContext:
+    """Return the client context of a rule: system roots plus `caPool`, TLS 1.2 and later; ALPN only for `http2`.
 
     Errors: ConfigError for a `caPool` that cannot be read. A file without certificates only adds nothing (cloudflared
     logs it): the handshake then fails with a text about trust.
@@ -57,6 +57,8 @@ def origin_context(settings: OriginSettings) -> ssl.SSLContext:
             context.load_verify_locations(cadata=pem)
         except (ssl.SSLError, ValueError):
             pass
+    if http2:
+        context.set_alpn_protocols(["h2", "http/1.1"])
     if settings.no_tls_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -60,6 +60,17 @@ class OriginUser(Protocol):
         """The origin takes more again."""
 
 
+H2_KEY: Final = "\0h2"
+"""Key of connections that offer HTTP/2; it is not a name, so that it cannot be a key of `matchSNItoHost`."""
+
+
+class Multiplexer(Protocol):
+    """What shares connections of a pool among exchanges: `http2_origin.Http2Origins`."""
+
+    def close(self) -> None:
+        """End idle connections; the others with their last exchange."""
+
+
 class OriginConnection(asyncio.Protocol):
     """One connection to an origin, used by one exchange at a time.
 
@@ -186,6 +197,11 @@ class OriginPool:
         self._loop = loop
         self.call_soon = loop.call_soon
         self._context = (context or origin_context(settings)) if service.tls else None
+        self.offers_http2 = (
+            service.tls and settings.http2_origin and not settings.match_sni_to_host and not settings.proxy_protocol
+        )
+        self._http2_context = origin_context(settings, http2=True) if self.offers_http2 else None
+        self.http2: Multiplexer | None = None
         self._server_name = settings.origin_server_name or service.host or "localhost"
         self._idle: dict[str, list[OriginConnection]] = {}
         self._idle_count = 0
@@ -215,8 +231,10 @@ class OriginPool:
         """Tasks that dial."""
         return len(self._dials)
 
-    def key_for(self, host: bytes) -> str:
+    def key_for(self, host: bytes, *, upgrade: bool = False) -> str:
         """Return what connections for a request's Host must share: the SNI name with `matchSNItoHost`, else nothing."""
+        if self.offers_http2:
+            return "" if upgrade else H2_KEY
         if self._context is None or not self.settings.match_sni_to_host or self.settings.origin_server_name:
             return ""
         name = host.decode("latin-1")
@@ -277,6 +295,8 @@ class OriginPool:
     def close(self) -> None:
         """End idle connections and keep none from now on; connections in use finish."""
         self._closed = True
+        if self.http2 is not None:
+            self.http2.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -390,7 +410,7 @@ class OriginPool:
         except (OSError, UnicodeError) as error:
             problem = error if isinstance(error, OSError) else socket.gaierror(0, "not a valid host name")
             raise connect_error(self.service, problem, tried) from None
-        name = (key or self._server_name) if self._context else None
+        name = (key if key and key != H2_KEY else self._server_name) if self._context else None
         try:
             async with asyncio.timeout((self.settings.tls_timeout or None) if self._context else None):
                 await self._wrap(sock, user, key, name)
@@ -410,8 +430,9 @@ class OriginPool:
     async def _wrap(self, sock: socket.socket, user: OriginUser, key: str, name: str | None) -> None:
         """Turn a connected socket into an OriginConnection, after a TLS handshake where one is due."""
         connection = OriginConnection(self, key, user)
+        context = self._http2_context if key == H2_KEY else self._context
         try:
-            await connect_stream(self._loop, lambda: connection, sock=sock, ssl=self._context, server_hostname=name)
+            await connect_stream(self._loop, lambda: connection, sock=sock, ssl=context, server_hostname=name)
         except BaseException:
             connection.disown(ConnectionAbortedError("the dial was ended"))
             sock.close()
