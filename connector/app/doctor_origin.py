@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import socket
 from typing import Any
 
 from connector.app.doctor import HopFailedError, Target, Walk
 from connector.proxy.ingress import Ingress, Rule, ServiceKind
 from connector.proxy.origin_tls import connect_error, origin_context, tls_error
+from connector.transport.lookup import look_up
 
 MAX_HEAD = 64 * 1024
 """Bytes of a response head."""
@@ -87,7 +87,7 @@ async def _resolve(walk: Walk, rule: Rule) -> list[Any] | None:
     found: list[Any] = []
     async with walk.hop("origin-dns") as detail:
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(service.host, service.port, type=socket.SOCK_STREAM)
+            found = await look_up(service.host, service.port)
         except OSError as error:
             failure = connect_error(service, error, [])
             raise HopFailedError(str(failure), failure.advice) from None

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from connector.errors import EdgeDialError, EdgeLostError
 from connector.transport.bridge import SocketBridge
+from connector.transport.lookup import look_up
 
 KEEPALIVE_IDLE = 15
 KEEPALIVE_INTERVAL = 15
@@ -107,7 +108,7 @@ async def dial_tcp(
     try:
         async with asyncio.timeout(timeout):
             try:
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = await look_up(host, port)
             except (socket.gaierror, UnicodeError) as error:
                 raise EdgeDialError(
                     f"the edge address {peer} does not resolve: {_text(error)}",

@@ -26,6 +26,7 @@ from connector.protocol.quic_request import RPC_SIGNATURE
 from connector.protocol.quic_streams import QuicStreams
 from connector.transport.bridge import SocketBridge
 from connector.transport.link import explain_loss, format_address
+from connector.transport.lookup import look_up
 from connector.transport.quic_ends import explain_end, explain_handshake
 from connector.transport.quic_engine import (
     DATAGRAM_OVERHEAD,
@@ -110,7 +111,7 @@ async def dial_quic(
     try:
         async with asyncio.timeout(handshake_timeout):
             try:
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+                found = await look_up(host, port, kind=socket.SOCK_DGRAM)
             except (socket.gaierror, UnicodeError) as error:
                 raise EdgeDialError(
                     f"the edge address {peer} does not resolve: {getattr(error, 'strerror', None) or error}",

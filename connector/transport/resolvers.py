@@ -30,6 +30,7 @@ from dns.rdtypes.IN.SRV import SRV
 from connector.errors import ConnectorError, DiscoveryError
 from connector.protocol.edge_addresses import Service
 from connector.protocol.http1 import ResponseParser, content_length_line, encode_request_head
+from connector.transport.lookup import look_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -152,10 +153,9 @@ class SystemResolver(DnsResolver):
         """See `Resolver`."""
         if self._nameservers is not None:
             return await super().addresses(host)
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._limit):
-                answers = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                answers = await look_up(host, None)
         except TimeoutError:
             raise DiscoveryError(f"{self.label}: address of {host}: no answer in time") from None
         except (OSError, UnicodeError) as error:
