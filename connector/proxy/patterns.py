@@ -4,8 +4,8 @@ Owns: PathPattern, the choice of engine, Go's words for what is wrong. In: an ex
 Never: reads a configuration or a request.
 
 *Strategy*: the package google-re2 is the library that Go's regexp copies: same syntax, and time linear in the path, so
-that no expression stalls the loop. Where it has no wheel, `patterns_fallback` runs the same syntax, slower but as
-linear.
+that no expression stalls the loop. Where it has no wheel, `patterns_fallback` runs most of the same syntax on an
+automaton of its own, slower but as linear.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any, Final
-
-from connector.proxy.patterns_fallback import PatternError, fallback_search
 
 __all__ = ["PathPattern", "PatternError", "compile_path"]
 
@@ -54,6 +52,10 @@ _CATEGORIES: Final = {
 """Long names of general categories (Unicode's PropertyValueAliases)."""
 
 
+class PatternError(ValueError):
+    """An expression that cloudflared would refuse, or that cannot be run here."""
+
+
 class PathPattern:
     """One compiled expression; equal to another of the same text."""
 
@@ -87,6 +89,8 @@ def compile_path(expression: str, *, engine: str = "") -> PathPattern:
                 raise
         else:
             return PathPattern(expression, _re2_search(re2, expression))
+    from connector.proxy.patterns_fallback import fallback_search  # noqa: PLC0415  (only where RE2 is missing)
+
     return PathPattern(expression, fallback_search(expression))
 
 

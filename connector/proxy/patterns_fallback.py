@@ -1,13 +1,13 @@
-"""Path expressions: RE2 as cloudflared reads it, run by Python's `re`.
+"""Path expressions without google-re2: its syntax, translated for Python's parser and run by an automaton.
 
-Owns: the translation of RE2 syntax, and the refusal of what RE2 refuses or `re` cannot do.
-In: an expression from a configuration. Out: a compiled pattern; PatternError.
+Owns: the translation of RE2 syntax, and the refusal of what RE2 refuses or Python cannot read.
+In: an expression from a configuration. Out: a search; PatternError.
 Never: reads a configuration or a request.
 
-The two dialects agree on what path expressions use. Refused because RE2 has no such thing: look-around,
-back-references, conditionals, atomic groups, possessive quantifiers, `\\Z`, `\\u`. Translated: `\\z`, `$` (RE2: only
-the very end), `\\Q...\\E`, `\\x{...}`, `[[:alpha:]]`, `(?<name>`. Refused because `re` lacks it: `\\p{...}`, `\\C`,
-flag U. `re` backtracks where RE2 does not: an expression like `(a+)+$` is slow on a hostile path.
+Refused because RE2 has no such thing: look-around, back-references, conditionals, atomic groups, possessive
+quantifiers, `\\Z`, `\\u`. Translated: `\\z`, `$` (RE2: only the very end), `\\Q...\\E`, `\\x{...}`, `[[:alpha:]]`,
+`(?<name>`. Differences that remain, all of them refusals: `\\p{...}`, `\\C`, flag U, `(?i)` in the middle, a repeated
+assertion (`^*`), two groups of one name, a class as the end of a range.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Final
+
+from connector.proxy.patterns import PatternError
+from connector.proxy.patterns_nfa import Automaton, TooLargeError
 
 _POSIX: Final = {
     "alnum": "0-9A-Za-z", "alpha": "A-Za-z", "ascii": r"\x00-\x7f", "blank": r"\t ", "cntrl": r"\x00-\x1f\x7f",
@@ -27,18 +30,16 @@ _REPEAT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 _ESCAPES: Final = "AbBdDsSwWafnrtv"
 
 
-class PatternError(ValueError):
-    """An expression that cloudflared would refuse, or that cannot be run here."""
-
-
 def fallback_search(expression: str) -> Callable[[str], bool]:
     """Return an unanchored search. Errors: PatternError."""
     translated = _Translation(expression).run()
     try:
-        pattern = re.compile(translated, re.ASCII)
+        re.compile(translated, re.ASCII)
+        return Automaton(translated).search
     except (re.error, OverflowError, RecursionError) as error:
         raise PatternError(f"error parsing regexp: {error}: `{expression}`") from None
-    return lambda path: pattern.search(path) is not None
+    except TooLargeError:
+        raise PatternError(f"error parsing regexp: expression too large: `{expression}`") from None
 
 
 class _Translation:

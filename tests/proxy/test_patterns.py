@@ -66,3 +66,39 @@ def test_any_expression_compiles_or_is_refused(expression: str) -> None:
     except PatternError:
         return
     pattern.found_in("/abc")
+
+
+ATOMS = st.sampled_from(["a", "b", ".", "[ab]", "[^a]", "\\d", "\\b", "^", "$", "x", "/", "(?i:A)", "\\W"])
+EXPRESSIONS = st.recursive(
+    ATOMS,
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map("".join),
+        st.tuples(inner, inner).map(lambda pair: f"(?:{pair[0]}|{pair[1]})"),
+        st.tuples(inner, st.sampled_from(["*", "+", "?", "*?", "{2}", "{1,3}", "{2,}"])).map(
+            lambda pair: f"(?:{pair[0]}){pair[1]}"
+        ),
+    ),
+    max_leaves=8,
+)
+
+
+@given(EXPRESSIONS, st.text(alphabet="abxAB1/\n ", max_size=12))
+def test_both_engines_find_the_same(expression: str, text: str) -> None:
+    found = compile_path(expression, engine="re2").found_in(text)
+    try:
+        other = compile_path(expression, engine="fallback")
+    except PatternError:
+        return
+    assert other.found_in(text) is found
+
+
+@pytest.mark.parametrize("engine", ["re2", "fallback"])
+@pytest.mark.parametrize("expression", ["(a+)+$", "(a|aa)+$", "(.*)*x$", "a*a*a*a*a*a*b", "^(a?){50}a{50}$"])
+def test_no_expression_stalls(engine: str, expression: str) -> None:
+    """Each of these takes a backtracking engine years."""
+    assert not compile_path(expression, engine=engine).found_in("a" * 2_000 + "!")
+
+
+def test_an_expression_that_is_too_large_is_refused() -> None:
+    with pytest.raises(PatternError, match="too large"):
+        compile_path("(?:abcdefghij){1000}", engine="fallback")
