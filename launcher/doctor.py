@@ -72,6 +72,10 @@ async def examine(
     public = hostname or next(iter(state.hostnames), None)
     target = f"wss://{public.partition(':')[0]}{PATH}" if public else None
     for check in await engine.connector_doctor(target):
+        unproxied = settings.proxy_protocol and check.name in {"hop http", "hop websocket", "hop mqtt"}
+        if check.good is False and unproxied:
+            note = "the broker wants a PROXY header, which this check of the connector does not send"
+            check = Check(check.name, None, check.text, note, check.ms)  # noqa: PLW2901
         tell(check)
     if public is None:
         tell(Check("public", None, "no public hostname is known", "launcher doctor --hostname mqtt.example.com"))
