@@ -177,6 +177,27 @@ fuzz: $(VENV)/dev.stamp  ## Long fuzzing of every decoder (minutes; CI runs a bo
 
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
+.PHONY: tshark
+tshark:  # Wireshark's decoder from the distribution where root and apt are there; elsewhere its test skips loudly
+	@if ! command -v tshark >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "setup: installing tshark with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
+	  { apt-get install -y -qq --no-install-recommends tshark >/dev/null 2>&1 || \
+	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends tshark >/dev/null; }; } || \
+	    echo "setup: tshark could not be installed; the test that decrypts with it skips"; \
+	fi
+
+.PHONY: faults
+faults: $(VENV)/dev.stamp tshark  ## The whole fault matrix (minutes; CI runs a smoke of it): weather, dead edges, namespaces
+	FAULTS=1 $(BIN)/python -m pytest -n 2 --dist=worksteal tests/faults $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/dev.stamp  ## 1,000 reconnects over either transport, memory flat
+	RECONNECTS=1000 $(BIN)/python -m pytest -s --timeout=3600 tests/soak $(ARGS)
+
+.PHONY: transfers
+transfers: $(VENV)/dev.stamp  ## 1 GB against a reader of 1 MB/s, both ways, both transports (17 min; TRANSFER_RATE=16 is 1)
+	TRANSFER_MB=1000 TRANSFER_RATE=$${TRANSFER_RATE:-1} $(BIN)/python -m pytest -n 4 --dist=load -rP tests/faults/test_transfers.py
+
 .PHONY: lock
 lock: $(VENV)/dev.stamp  ## Refresh both lock files (versions and hashes; they name no host)
 	$(PIP) $(BIN)/python -m pip install -q uv

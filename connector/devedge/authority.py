@@ -106,6 +106,22 @@ class StateDir:
         return target
 
 
+def keylog_name() -> str | None:
+    """Give the file that SSLKEYLOGFILE names, writable as of now, or None. Raises ConfigError."""
+    name = os.environ.get("SSLKEYLOGFILE")
+    if not name:
+        return None
+    try:
+        with open(name, "a", encoding="ascii"):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"SSLKEYLOGFILE names {name}, which cannot be written: {error.strerror or error}",
+            advice="Unset SSLKEYLOGFILE, or name a file in a directory that exists and can be written.",
+        ) from None
+    return name
+
+
 class TakesLeaf(Protocol):
     """An `ssl.SSLContext`, or the configuration of a QUIC library that looks like one here."""
 
@@ -157,6 +173,9 @@ class Authority:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if alpn:
             context.set_alpn_protocols(alpn)
+        keylog = keylog_name()
+        if keylog is not None:
+            context.keylog_filename = keylog
         self.load_leaf(context, names)
         return context
 

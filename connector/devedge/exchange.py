@@ -21,7 +21,7 @@ from connector.errors import WireError
 from connector.protocol.ports import Request, RequestKind, StreamTap
 
 HEAD_LIMIT = 100.0
-"""Seconds until the response head must be there (the real edge: 100 s, then error 524)."""
+"""Seconds after the last byte of the request until the response head must be there (the real edge: 100 s, then 524)."""
 
 LEAVE_LIMIT = 10.0
 """Seconds that the origin has to end a WebSocket after its visitor closed."""
@@ -396,6 +396,10 @@ class Exchange:
         self._finish()
 
     def _head_late(self) -> None:
+        left = self._last + HEAD_LIMIT - self._loop.time()
+        if left > 0:  # the request is still on its way: its last byte counts
+            self._restart_timer(left, self._head_late)
+            return
         self._page(
             524,
             "524",

@@ -11,9 +11,9 @@ import asyncio
 import importlib.metadata
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from connector.devedge.authority import EDGE_LEAF_NAMES, Authority
+from connector.devedge.authority import EDGE_LEAF_NAMES, Authority, keylog_name
 from connector.devedge.connectors import Roster
 from connector.errors import ConfigError
 
@@ -48,6 +48,7 @@ class QuicListener:
         self._socket: socket.socket | None = None
         self._sessions: dict[bytes, QuicSession] = {}
         self._configuration: QuicConfiguration | None = None
+        self._keylog: TextIO | None = None
         self._unsent: deque[tuple[bytes, Any]] = deque(maxlen=SEND_QUEUE)
 
     def listen(self, host: str, port: int, family: int) -> None:
@@ -82,6 +83,9 @@ class QuicListener:
             self._loop.remove_writer(self._socket)
             self._socket.close()
             self._socket = None
+        if self._keylog is not None:
+            self._keylog.close()
+            self._keylog = None
 
     # From the kernel.
 
@@ -128,6 +132,10 @@ class QuicListener:
         if self._configuration is None:
             self._configuration = quicsession.configuration(self._datagram_size)
             self._authority.load_leaf(self._configuration, EDGE_LEAF_NAMES)
+            name = keylog_name()
+            if name is not None:
+                self._keylog = open(name, "a", encoding="ascii")  # noqa: SIM115  (closed with the socket)
+                self._configuration.secrets_log_file = self._keylog
         return QuicLink(self._roster, self, self._configuration, connection_id)
 
     def _guarded(self, session: QuicSession, call: Any, *args: Any) -> bool:

@@ -6,12 +6,18 @@ import math
 
 import pytest
 
-from tests.support.storm import (
+from benchmarks.load_spread import (
+    OUTAGE_CONNECTORS,
+    OUTAGE_SECONDS,
+    PLOT,
     PUBLISHED,
+    SEED,
     Storm,
     all_edges_lost,
     histogram,
     one_edge_lost,
+    plot,
+    report,
     supervisors_restart,
 )
 
@@ -20,7 +26,7 @@ CONNECTORS = 100_000
 
 @pytest.fixture(scope="module")
 def storm() -> Storm:
-    return one_edge_lost(CONNECTORS, seed=1)
+    return one_edge_lost(CONNECTORS, seed=SEED)
 
 
 def bounds(expected: float) -> tuple[float, float]:
@@ -88,3 +94,13 @@ def test_supervisors_restart_over_twenty_seconds() -> None:
     counts = histogram(supervisors_restart(CONNECTORS, seed=4), 1.0)
     assert len(counts) == 20
     assert_flat(counts, CONNECTORS / 20)
+
+
+def test_the_committed_plot_and_numbers_are_these(storm: Storm) -> None:
+    """`python -m benchmarks.load_spread` makes them anew when a schedule changes."""
+    outage = all_edges_lost(OUTAGE_CONNECTORS, OUTAGE_SECONDS, seed=SEED)
+    restarts = supervisors_restart(CONNECTORS, seed=SEED)
+    assert PLOT.read_text(encoding="utf-8") == plot(storm, outage, restarts)
+    text = PLOT.with_suffix(".md").read_text(encoding="utf-8")
+    for line in report(storm, outage, restarts):
+        assert line in text

@@ -1,17 +1,25 @@
 """The way to an edge, for whole programs: one port that relays TCP and UDP, and what may happen on the way.
 
+Weather is UdpWeather's; over TCP, where the kernel mends what is lost, a lost packet is a wait of RETRANSMIT seconds.
 Runs on a loop of its own in a thread, so that tests which drive processes stay plain functions.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from tests.support.udp_weather import UdpWeather
+
+RETRANSMIT = 0.2
+"""Seconds that a loss costs a TCP connection: the kernel's shortest retransmission time-out."""
+
+TCP_AHEAD = 1 << 20
+"""Bytes of one direction that may be under way."""
 
 
 class EdgePath:
@@ -23,6 +31,7 @@ class EdgePath:
         """TCP connections so far."""
         self._edge_port = edge_port
         self._weather_options = weather
+        self._random = random.Random(weather.get("seed", 1))
         self._weather: UdpWeather | None = None
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -56,6 +65,10 @@ class EdgePath:
     def cut_tcp(self) -> None:
         """Reset every TCP connection that is open now."""
         self.call(self._cut)
+
+    def rebind(self) -> None:
+        """The edge sees other UDP ports from now on."""
+        self.call(self.udp.rebind)
 
     def _cut(self) -> None:
         for writer in self._writers:
@@ -97,21 +110,45 @@ class EdgePath:
         both = {writer, far_writer}
         self._writers |= both
         try:
-            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
         finally:
             self._writers -= both
             for each in both:
                 each.transport.abort()
 
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop, weather = asyncio.get_running_loop(), self.udp
+        free_at, under_way = 0.0, 0
+        landed = asyncio.Event()
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-        writer.write_eof()
-    except (ConnectionError, OSError):
-        writer.transport.abort()
+        def land(data: bytes) -> None:
+            nonlocal under_way
+            under_way -= len(data)
+            landed.set()
+            if not writer.transport.is_closing():
+                writer.write(data)
+
+        try:
+            while data := await reader.read(65_536):
+                wait = weather.delay + self._random.random() * weather.jitter
+                if self._random.random() < weather.loss:
+                    wait += RETRANSMIT
+                if not wait and not under_way:
+                    writer.write(data)
+                else:
+                    free_at = max(free_at + 1e-6, loop.time() + wait)  # TCP keeps the order
+                    under_way += len(data)
+                    loop.call_at(free_at, land, data)
+                    while under_way > TCP_AHEAD:
+                        landed.clear()
+                        await landed.wait()
+                await writer.drain()
+            while under_way:
+                landed.clear()
+                await landed.wait()
+            writer.write_eof()
+        except (ConnectionError, OSError):
+            writer.transport.abort()
 
 
 @contextmanager

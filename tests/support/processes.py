@@ -193,8 +193,8 @@ def edge_token(state: Path, name: str = "test") -> str:
 
 
 @contextmanager
-def dev_edge(state: Path, *args: str) -> Iterator[tuple[Child, Event]]:
-    with connector("edge", "--state-dir", state, "--output", "json", "--tunnel", "test", *args) as edge:
+def dev_edge(state: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[tuple[Child, Event]]:
+    with connector("edge", "--state-dir", state, "--output", "json", "--tunnel", "test", *args, env=env) as edge:
         yield edge, edge.event("listening")
 
 
