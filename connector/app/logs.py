@@ -271,9 +271,12 @@ def capture_stdlib(log: Logger) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             level = "error" if record.levelno >= logging.ERROR else "warn"
             fields: dict[str, Any] = {"logger": record.name}
-            if record.exc_info and record.exc_info[1] is not None:
-                fields["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
-                fields["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+            error: object = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, BaseException):
+                fields["error"] = f"{type(error).__name__}: {error}"
+                fields["traceback"] = "".join(traceback.format_exception(error))
+            elif error is not None:  # uvloop's TLS reports some ends by the class alone
+                fields["error"] = getattr(error, "__name__", repr(error))
             log.log(level, record.getMessage(), **fields)
 
     root = logging.getLogger()

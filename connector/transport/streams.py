@@ -39,9 +39,17 @@ async def connect_stream(
             "ssl_handshake_timeout": ssl_handshake_timeout,
             "ssl_shutdown_timeout": ssl_shutdown_timeout,
         }
+    create = _aiofastnet()
+    # CPython's callback for the key log takes the TLS connection for one that its own `ssl` made, and crashes on others.
+    if create is None or (ssl is not None and ssl.keylog_filename is not None):
+        await loop.create_connection(factory, sock=sock, **options)
+    else:
+        await create(loop, factory, sock=sock, **options)
+
+
+def _aiofastnet() -> Any:
     try:
         from aiofastnet import create_connection  # noqa: PLC0415  (optional)
     except ImportError:
-        await loop.create_connection(factory, sock=sock, **options)
-    else:
-        await create_connection(loop, factory, sock=sock, **options)
+        return None
+    return create_connection

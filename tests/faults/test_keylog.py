@@ -92,6 +92,7 @@ def test_wireshark_reads_what_went_over_the_wire(tmp_path: Path, protocol: str, 
                 env={"TUNNEL_TOKEN": edge_token(tmp_path), **(mine if side == "connector" else {})},
             ) as child,
         ):
+            child.message("Registered tunnel connection")
             edge.event("configuration", applied=True)
             context = ssl.create_default_context(cafile=listening["ca"])
             public = int(listening["public"].rpartition(":")[2])

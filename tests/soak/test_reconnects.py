@@ -19,7 +19,7 @@ RECONNECTS = int(os.environ.get("RECONNECTS", "50"))
 WARM = max(15, RECONNECTS // 5)
 """Reconnects before the first look: caches and the allocator's pools are filled then."""
 
-GROWTH = 3 << 20
+GROWTH = 6 << 20
 """Bytes that the rest may cost: far less than one of a link's buffers for each reconnect."""
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(120 + RECONNECTS)]

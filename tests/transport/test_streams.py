@@ -37,3 +37,17 @@ def test_a_link_works_with_and_without_aiofastnet(
             await link.wait_closed()
 
     run(main())
+
+
+def test_with_a_key_log_the_loops_own_transport_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython's key log crashes the process on a TLS connection that its `ssl` did not make."""
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+
+    async def main() -> None:
+        async with MiniEdge(tmp_path) as edge:
+            link = await dial_h2("127.0.0.1", edge.port, context=edge_context(edge.cacert), accept=Acceptor())
+            await edge.accepted()
+            link.abort()
+        assert "CLIENT_TRAFFIC_SECRET_0" in (tmp_path / "keys").read_text()
+
+    run(main())
