@@ -40,7 +40,7 @@ async def connect_stream(
             "ssl_shutdown_timeout": ssl_shutdown_timeout,
         }
     create = _aiofastnet()
-    # CPython's callback for the key log takes the TLS connection for one that its own `ssl` made, and crashes on others.
+    # CPython's key log takes every TLS connection for one that its own `ssl` made, and crashes on others.
     if create is None or (ssl is not None and ssl.keylog_filename is not None):
         await loop.create_connection(factory, sock=sock, **options)
     else:
