@@ -53,6 +53,20 @@ def test_http2_inside_tls(tmp_path: Path) -> None:
 
 
 @needs_tshark
+def test_the_dissector_names_openings_and_metadata(tmp_path: Path) -> None:
+    path = exported(tmp_path, "quic")
+    script = Path(__file__).resolve().parents[2] / "connector" / "inspector" / "tunnel.lua"
+    fields = ("-T", "fields", "-e", "cftunnel.kind", "-e", "cftunnel.type", "-e", "cftunnel.metadata.value")
+    lines = tshark(path, "-X", f"lua_script:{script}", "-Y", "cftunnel.kind", *fields)
+    assert [line.split("\t")[:2] for line in lines] == [
+        ["ConnectRequest", "0"], ["ConnectResponse", ""], ["ConnectRequest", "1"], ["ConnectResponse", ""],
+    ]  # fmt: skip
+    assert "web.example.com" in lines[0]
+    assert lines[1].split("\t")[2].startswith("200,")
+    assert not tshark(path, "-X", f"lua_script:{script}", "-Y", "cftunnel.malformed.expert or _ws.lua.error")
+
+
+@needs_tshark
 def test_quic(tmp_path: Path) -> None:
     path = exported(tmp_path, "quic")
     streams = tshark(path, "-Y", "quic.stream_data", "-T", "fields", "-e", "quic.stream_data")
