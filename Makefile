@@ -81,6 +81,19 @@ broker:  # Mosquitto from the distribution where root and apt are there; elsewhe
 	  fi; \
 	fi
 
+.PHONY: inspection
+inspection:  # Chromium and tshark for the inspector's tests, which skip loudly without them
+	@if ! { command -v chromium && command -v tshark; } >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "setup: installing Chromium and tshark with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
+	    { apt-get install -y -qq --no-install-recommends chromium tshark >/dev/null 2>&1 || \
+	      { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium tshark >/dev/null; }; } || \
+	      echo "setup: Chromium or tshark could not be installed; their tests are skipped"; \
+	  else \
+	    echo "setup: no Chromium or tshark here and no root with apt to install them"; \
+	  fi; \
+	fi
+
 .PHONY: promtool
 promtool:  # reads metrics and alert rules in tests, which skip loudly without it
 	@if ! command -v promtool >/dev/null; then \
@@ -126,11 +139,11 @@ format: $(VENV)/dev.stamp  ## Rewrite the code in the project's format
 test: check test-newest test-oldest  ## All checks and tests, on the newest and the oldest Python found
 
 .PHONY: test-newest
-test-newest: $(VENV)/dev.stamp broker promtool  ## The tests on the newest Python
+test-newest: $(VENV)/dev.stamp broker promtool inspection  ## The tests on the newest Python
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
 .PHONY: test-oldest
-test-oldest: $(OLDEST)/dev.stamp broker promtool  ## The tests on the oldest Python
+test-oldest: $(OLDEST)/dev.stamp broker promtool inspection  ## The tests on the oldest Python
 	@if [ "$$($(OLDEST)/bin/python -V)" = "$$($(BIN)/python -V)" ]; then \
 	  echo "setup: only one suitable Python here; the oldest is the newest"; \
 	else \
@@ -156,6 +169,14 @@ coverage: $(VENV)/dev.stamp broker  ## The tests with branch coverage; report in
 .PHONY: bench
 bench: $(VENV)/dev.stamp  ## Connectors side by side; CLOUDFLARED=/path adds the original; ARGS=--quick is short
 	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: test-browser
+test-browser: $(VENV)/dev.stamp broker inspection  ## The inspector's page, clicked through in Chromium (two minutes)
+	BROWSER=1 $(BIN)/python -m pytest tests/inspector/test_browser.py $(ARGS)
+
+.PHONY: soak-inspect
+soak-inspect: $(VENV)/dev.stamp broker inspection  ## 5,000 messages/s for ten minutes with the page open; ARGS='--minutes 2'
+	$(BIN)/python tests/inspector/soak.py $(ARGS)
 
 .PHONY: autobahn
 autobahn: $(VENV)/dev.stamp  ## WebSockets judged by the Autobahn suite (its Python 2 comes from Debian); ARGS=--all is long

@@ -53,7 +53,9 @@ class Client:
         )
         head = await self.reader.readuntil(b"\r\n\r\n")
         assert b" 101 " in head, head
-        self.send(mqtt.encode_packet(mqtt.CONNECT, {"client_id": name, "username": "u", "password": b"p"}))
+        self.send(
+            mqtt.encode_packet(mqtt.CONNECT, {"client_id": name, "keep_alive": 0, "username": "u", "password": b"p"})
+        )
         await self.reader.readexactly(6)
 
     def send(self, packet: bytes) -> None:

@@ -119,6 +119,11 @@ def sensor(up: Tunnel, messages: int = 12) -> Iterator[mqtt.Client]:
         client.loop_stop()
 
 
+def is_problem(line: Any) -> bool:
+    """Whether a console line is one; that a request was refused is not, the page shows it."""
+    return line.type in {"error", "warning"} and "Failed to load resource" not in line.text
+
+
 @contextmanager
 def browser(width: int = 1280, theme: str = "light") -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
@@ -131,9 +136,7 @@ def browser(width: int = 1280, theme: str = "light") -> Iterator[Any]:
             page = context.new_page()
             page.problems = []
             page.on("pageerror", lambda error: page.problems.append(str(error)))
-            page.on(
-                "console", lambda line: page.problems.append(line.text) if line.type in {"error", "warning"} else None
-            )
+            page.on("console", lambda line: page.problems.append(line.text) if is_problem(line) else None)
             yield page
             assert page.problems == []
         finally:

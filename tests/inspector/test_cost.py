@@ -1,4 +1,4 @@
-"""What watching costs, in counts: a stream that nobody watches pays nothing, one that is watched a known number of calls."""
+"""What watching costs, in counts: an unwatched stream pays nothing, a watched one a known number of calls."""
 
 from __future__ import annotations
 
