@@ -404,3 +404,36 @@ def test_the_next_address_is_tried_when_one_refuses_or_is_slow(
                     filler.close()
 
     on_loop(main())
+
+
+@pytest.mark.parametrize("websocket", [False, True])
+@pytest.mark.parametrize("cause", ["dns", "refused", "reset", "tls", "timeout", "protocol"])
+def test_every_502_has_a_cause_of_one_word(cause: str, websocket: bool, on_loop: Runner) -> None:
+    async def script(connection: RawConnection) -> None:
+        await connection.read_some()
+        if cause == "reset":
+            connection.abort()
+        else:
+            connection.send(b"SSH-2.0-dropbear\r\n")
+
+    async def main() -> None:
+        async with RawOrigin(script) as origin:
+            service = {
+                "dns": "http://name.invalid",
+                "refused": f"http://127.0.0.1:{unused_port()}",
+                "tls": origin.url.replace("http:", "https:"),
+                "timeout": "http://192.0.2.1",
+            }.get(cause, origin.url)
+            async with rig(service) as it:
+                if cause == "timeout":
+                    it.pool()._open_tcp = stuck
+                fields = await failure(it, websocket=websocket)
+                assert fields["cause"] == cause
+                assert fields["status"] == 502
+                assert fields["rule"] == 0
+                assert it.dispatcher.failures == {cause: 1}
+
+    async def stuck(_tried: list[str]) -> None:
+        raise TimeoutError
+
+    on_loop(main())

@@ -148,3 +148,31 @@ def test_an_eyeball_that_leaves_during_the_dial_gives_its_connection_to_nobody(o
             assert it.pool().idle == 0
 
     on_loop(main())
+
+
+def test_tcp_and_unix_origins_get_it_too(tmp_path: Path, on_loop: Runner) -> None:
+    async def tcp(connection: RawConnection) -> None:
+        heads.append(decode(await connection.read_exactly(28)))
+        connection.send(b"220 hello\r\n")
+        await connection.closed()
+
+    async def unix(connection: RawConnection) -> None:
+        heads.append(decode(await connection.read_exactly(28)))
+        await connection.read_request()
+        connection.send(OK)
+        await connection.closed()
+
+    heads: list[tuple[int, str, str, int, int]] = []
+    settings = {"proxyProtocol": "v2"}
+
+    async def main() -> None:
+        async with RawOrigin(tcp) as origin, rig(f"tcp://127.0.0.1:{origin.port}", settings) as it:
+            port = it.websocket(headers=CLIENT)
+            assert await port.received(13) == b"\x82\x0b220 hello\r\n"
+            port.peer_reset()
+            assert heads == [(1, "203.0.113.9", "127.0.0.1", 0, origin.port)]
+        async with RawOrigin(unix, path=str(tmp_path / "origin.sock")) as origin, rig(origin.url, settings) as it:
+            assert await it.open(headers=CLIENT).whole() == b"ok"
+            assert heads[1:] == [(1, "203.0.113.9", "0.0.0.0", 0, 0)]
+
+    on_loop(main())
