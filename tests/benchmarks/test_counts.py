@@ -16,6 +16,7 @@ from uuid import UUID
 import hpack
 import pytest
 
+from connector.app.meters import Meters
 from connector.protocol.h2_connection import H2Connection
 from connector.proxy.dispatch import Dispatcher
 from connector.proxy.ingress import parse_remote_config
@@ -125,7 +126,7 @@ class Calls:
 class Link:
     """The engine with a dispatcher behind it; the test is the edge and the origin."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, metered: bool = False) -> None:
         self.origins: list[OriginTransport] = []
 
         async def connect(pool: OriginPool, user: Any, key: str) -> None:
@@ -141,6 +142,8 @@ class Link:
             loop=asyncio.get_running_loop(),
             on_event=None,
         )
+        if metered:
+            self.dispatcher.watch = Meters(lambda: self.dispatcher.ingress.rules)
         self.encoder = hpack.Encoder()
         self.engine = H2Connection(self.dispatcher.accept, wake=lambda: None)
         self.engine.start(0.0)
@@ -168,12 +171,12 @@ class Link:
         await self.settle()
 
 
-def messages(monkeypatch: pytest.MonkeyPatch, flight: int) -> Calls:
+def messages(monkeypatch: pytest.MonkeyPatch, flight: int, *, metered: bool = False) -> Calls:
     """Count for UNITS messages there and back, `flight` of them per read."""
     counted = Calls()
 
     async def main() -> None:
-        link = Link(monkeypatch)
+        link = Link(monkeypatch, metered=metered)
         link.receive(link.head(*UPGRADE, end=False))
         await link.settle()
         [origin] = link.origins
@@ -199,12 +202,12 @@ def messages(monkeypatch: pytest.MonkeyPatch, flight: int) -> Calls:
     return counted
 
 
-def requests(monkeypatch: pytest.MonkeyPatch) -> Calls:
+def requests(monkeypatch: pytest.MonkeyPatch, *, metered: bool = False) -> Calls:
     """Count for UNITS requests one after the other on a kept connection."""
     counted = Calls()
 
     async def main() -> None:
-        link = Link(monkeypatch)
+        link = Link(monkeypatch, metered=metered)
         for _ in range(3):  # dials, and fills the caches
             link.receive(link.head(end=True))
             await link.settle()
@@ -243,3 +246,12 @@ def test_calls_per_websocket_message_sixteen_at_once(monkeypatch: pytest.MonkeyP
 
 def test_calls_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
     check(requests(monkeypatch), python=85, c=118)
+
+
+def test_meters_cost_a_message_nothing_and_a_request_two_calls_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, metered = messages(monkeypatch, 16), messages(monkeypatch, 16, metered=True)
+    assert (metered.python, metered.c) == (plain.python, plain.c)
+    plain, metered = requests(monkeypatch), requests(monkeypatch, metered=True)
+    # started, finished, traffic, twice the rule's meter, one observation
+    assert metered.python - plain.python <= 6 * UNITS
+    assert metered.c - plain.c <= 8 * UNITS
