@@ -1,4 +1,4 @@
-"""An HTTP/2 origin behind the whole tunnel: a request as gRPC makes it, trailers included, and one connection for all."""
+"""An HTTP/2 origin behind the whole tunnel: requests as gRPC makes them, with trailers, on one connection."""
 
 from __future__ import annotations
 
