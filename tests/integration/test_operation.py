@@ -81,7 +81,7 @@ def test_a_rotated_token_registers_again_and_cuts_nothing(tmp_path: Path, protoc
                     eyeball.close()
                     return status
 
-                with connect(f"wss://localhost:{port}/ws", ssl=context, open_timeout=30, close_timeout=1) as websocket:
+                with connect(f"wss://localhost:{port}/ws", ssl=context, open_timeout=80, close_timeout=1) as websocket:
                     websocket.send("before")
                     assert websocket.recv(30) == "before"
                     rotating.declare(SECRETS[1])
