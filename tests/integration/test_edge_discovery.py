@@ -121,3 +121,18 @@ def test_a_dead_region_is_left(tmp_path: Path) -> None:
         with dns_server(dead) as dns, start(tmp_path, dns.port, ca=listening["ca"]) as child:
             line = child.message("Registered tunnel connection", limit=60)
             assert line["ip"] == "127.0.0.2"
+            # The way there: at most two dials of the region that is dead, each followed by one announced wait.
+            before = child.events[: child.events.index(line)]
+            retries = [e for e in before if str(e.get("message", "")).startswith("Retrying connection in up to")]
+            assert len(retries) <= 2
+            assert all(e["ip"].startswith("127.0.1.") for e in retries)
+            assert {e["connIndex"] for e in retries} <= {0}  # the others wait for the first
+
+
+def test_the_address_to_dial_from_decides_the_ip_version(tmp_path: Path) -> None:
+    with edge_everywhere(tmp_path) as (_, listening, port), dns_server(zone(port)) as dns:
+        args = ("tunnel", "--edge-ip-version", "6", "--edge-bind-address", "127.0.0.5")
+        with start(tmp_path, dns.port, *args, ca=listening["ca"]) as child:
+            line = child.message("--edge-bind-address 127.0.0.5 overrides --edge-ip-version")
+            assert line["level"] == "warn"
+            assert child.message("Registered tunnel connection")["ip"].startswith("127.0.0.")
