@@ -31,7 +31,7 @@ MAX_GRACE = 180.0
 MAX_HA_CONNECTIONS = 32
 """More connections than any edge hands out addresses for; a guard against a slip of the keyboard."""
 
-FEATURES = ("allow_remote_config", "serialized_headers")
+FEATURES = ("allow_remote_config", "management_logs", "serialized_headers")
 """Feature strings of what this version can do (capnp-rpc section 3.1)."""
 
 POST_QUANTUM = "postquantum"
