@@ -343,6 +343,8 @@ class Containers(Logs):
         found = await self._find(name)
         if found is not None and found[1]["Config"]["Labels"].get(spec.LABEL_HASH) == digest:
             container = found[0]
+            # An `up` that was cut off may have created it and not come to its files.
+            await self._put(container, spec.CONNECTOR_DIR, files, spec.CONNECTOR_UID)
             if found[1]["State"].get("Running"):
                 progress(CONNECTOR, "runs as wanted already")
             else:
@@ -376,7 +378,7 @@ class Containers(Logs):
             pause = min(1.0, pause * 1.5)
         lines = await self._tail(container, 60)
         facts = await self._show(container)
-        why = last_error(lines) or (lines[-1] if lines else "it said nothing")
+        why = last_error(lines) or " | ".join(lines[-3:]) or "it said nothing"
         if facts["State"].get("Status") in {"exited", "dead"} or facts.get("RestartCount", 0) > 1:
             await self._stop(container, "the connector", 5)
             raise StackError(
