@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from launcher import mosquitto, selfcheck
 from launcher.credentials import User
+from launcher.errors import HopError
 from launcher.identity import Identity
 from tests.launcher.support import linux, marked, needs_mosquitto, wait_none_marked
 from tests.support.processes import ROOT, dev_edge, edge_token
@@ -195,6 +197,16 @@ def leave(made: Stack) -> None:
 
 
 def find(made: Stack) -> None:
+    """Both are there. The path may need a moment: the edge can still try the link of a connector that was killed."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with selfcheck.Session(made.target(), "device", made.password) as session:
+                session.connect()
+            break
+        except HopError:
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
     with selfcheck.Session(made.target(mqtt5=False), "device", made.password, durable="reader") as session:
         session.connect()
         assert session.session_present
@@ -206,8 +218,6 @@ def find(made: Stack) -> None:
 
 
 def wait_for(condition: Any, limit: float = 60.0) -> None:
-    import time
-
     deadline = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that in time"
