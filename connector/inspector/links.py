@@ -111,6 +111,8 @@ class LinkRecord:
         self.wall = time()
         self.closed: float | None = None
         self.error = ""
+        self.broken = ""
+        """Why the link is not followed any more; empty while it is."""
         self.frames: deque[FrameRow] = deque(maxlen=RING)
         self.counts: dict[str, int] = {}
         self.datagrams = [0, 0]
@@ -134,7 +136,11 @@ class LinkRecord:
                     return self.hub.watch_configuration(self, request, port, accept)
                 return accept(request, port)
             number = getattr(port, "stream_id", None)
-            record = self.hub.open_stream(request, self.protocol, self.identity, self.conn_index, stream_id=number)
+            try:
+                record = self.hub.open_stream(request, self.protocol, self.identity, self.conn_index, stream_id=number)
+            except Exception as error:
+                self._failed(error)
+                return accept(request, port)
             watched = WatchedPort(record, port)
             sink = accept(request, watched)
             return WatchedSink(record, sink)
@@ -143,6 +149,17 @@ class LinkRecord:
 
     def on_bytes(self, outgoing: bool, data: Buffer) -> None:
         """Find the frames of an HTTP/2 connection."""
+        if not self.broken:
+            try:
+                self._find_frames(outgoing, data)
+            except Exception as error:
+                self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """The inspector itself has a bug here: the link goes on unwatched."""
+        self.broken = f"the inspector failed on this link, please report it: {type(error).__name__}: {error}"
+
+    def _find_frames(self, outgoing: bool, data: Buffer) -> None:
         way = self._ways[outgoing]
         pos, end = 0, len(data)
         if way.preface:
@@ -181,6 +198,13 @@ class LinkRecord:
 
     def on_stream_bytes(self, stream_id: int, outgoing: bool, data: Buffer, fin: bool) -> None:
         """Note a piece of a QUIC stream, and decode what it opens with."""
+        if not self.broken:
+            try:
+                self._stream_bytes(stream_id, outgoing, data, fin)
+            except Exception as error:
+                self._failed(error)
+
+    def _stream_bytes(self, stream_id: int, outgoing: bool, data: Buffer, fin: bool) -> None:
         text = ""
         shown = b""
         key = (stream_id, outgoing)
@@ -351,7 +375,8 @@ class LinkRecord:
         return {
             "id": self.identity, "protocol": self.protocol, "remote": self.remote, "conn": self.conn_index,
             "time": round(self.wall, 3), "seconds": round((self.closed or monotonic()) - self.opened, 1),
-            "open": self.closed is None, "error": self.error, "frames": self.counts, "datagrams": self.datagrams,
+            "open": self.closed is None,
+            "error": self.broken or self.error, "frames": self.counts, "datagrams": self.datagrams,
         }  # fmt: skip
 
     def rows(self, after: int, limit: int) -> list[dict[str, Any]]:

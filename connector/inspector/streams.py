@@ -1,7 +1,7 @@
 """One stream as the inspector remembers it, and the doubles that sit between the link and the proxy to watch it.
 
 Owns: StreamRecord, Body, and the watching sink and port. In: calls of StreamSink and StreamPort. Out: the same calls,
-passed on; records. Never: holds a call back, raises into traffic, or keeps a borrowed buffer.
+passed on; records. Never: holds a call back, keeps a borrowed buffer, or raises into traffic (the record keeps it).
 """
 
 from __future__ import annotations
@@ -183,6 +183,14 @@ class StreamRecord:
         self._touch()
         self.hub.on_ended(self)
 
+    def failed(self, error: Exception) -> None:
+        """The inspector itself has a bug here: the traffic goes on, the record says so."""
+        text = f"the inspector failed on this stream, please report it: {type(error).__name__}: {error}"
+        self.error = self.error or text
+        if self.frames is not None:
+            self.frames.broken = text
+        self.dirty = True
+
     def _watch_frames(self, *, raw: bool = False) -> None:
         if self.frames is None:
             extensions = _first(self.response_headers, b"sec-websocket-extensions")
@@ -319,17 +327,26 @@ class WatchedSink:
 
     def on_data(self, data: Buffer) -> None:
         """Take request payload."""
-        self._record.on_payload(UP, data)
+        try:
+            self._record.on_payload(UP, data)
+        except Exception as error:
+            self._record.failed(error)
         self._sink.on_data(data)
 
     def on_eof(self) -> None:
         """Take its end."""
-        self._record.on_eof(UP)
+        try:
+            self._record.on_eof(UP)
+        except Exception as error:
+            self._record.failed(error)
         self._sink.on_eof()
 
     def on_reset(self, error: BaseException | None) -> None:
         """Take the end of everything."""
-        self._record.end("reset by the edge", str(error) if error is not None else "")
+        try:
+            self._record.end("reset by the edge", str(error) if error is not None else "")
+        except Exception as failure:
+            self._record.failed(failure)
         self._sink.on_reset(error)
 
 
@@ -362,22 +379,34 @@ class WatchedPort:
     def respond(self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN) -> None:
         """Send the head."""
         if status >= 200 or status == 101:
-            self._record.on_head(status, headers, source.name.lower())
+            try:
+                self._record.on_head(status, headers, source.name.lower())
+            except Exception as error:
+                self._record.failed(error)
         self._port.respond(status, headers, source)
 
     def write(self, data: Buffer) -> None:
         """Send payload."""
-        self._record.on_payload(DOWN, data)
+        try:
+            self._record.on_payload(DOWN, data)
+        except Exception as error:
+            self._record.failed(error)
         self._port.write(data)
 
     def write_eof(self, trailers: Headers = ()) -> None:
         """End the response."""
-        self._record.on_eof(DOWN, trailers)
+        try:
+            self._record.on_eof(DOWN, trailers)
+        except Exception as error:
+            self._record.failed(error)
         self._port.write_eof(trailers)
 
     def reset(self, code: ResetCode) -> None:
         """Give the stream up."""
-        self._record.end("reset by the connector", code.name.lower())
+        try:
+            self._record.end("reset by the connector", code.name.lower())
+        except Exception as error:
+            self._record.failed(error)
         self._port.reset(code)
 
 

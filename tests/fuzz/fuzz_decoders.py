@@ -18,6 +18,8 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     with atheris.instrument_imports(include=["connector"]):
         from connector.errors import ConfigError, WireError
+        from connector.inspector.decode import guess
+        from connector.inspector.frames import FrameLog
         from connector.proxy.ingress import parse_remote_config
         from connector.wire import datagram_v2, datagram_v3, icmp
         from connector.wire.capnp import MessageCounter, message_length
@@ -66,7 +68,19 @@ def main() -> None:
         if data:
             check_clients(data[1:], data[0] % 40 + 1)
 
-    checks = (token, capnp, origin, configuration, datagram, clients)
+    def anything(data: bytes) -> None:
+        try:
+            guess(data)
+        except WireError:
+            pass
+
+    def frames(data: bytes) -> None:
+        log = FrameLog(lambda entry: None, None)
+        for at in range(0, len(data), 11):
+            log.feed(at & 1, data[at : at + 11], 0.0)
+        log.flush()
+
+    checks = (token, capnp, origin, configuration, datagram, clients, anything, frames)
 
     def one_input(data: bytes) -> None:
         if data:

@@ -230,3 +230,29 @@ def test_configuration_pushes_become_diffs() -> None:
     assert any(line.startswith("-") and "http://a" in line for line in second["diff"])
     assert any(line.startswith("+") and "http://b" in line for line in second["diff"])
     assert "HIDE-ME-1" not in second["text"]
+
+
+def test_a_bug_of_the_inspector_stays_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Inspector("connector")
+    link = hub.open_link("http2", "x:1", 0)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    outer, inner, port, sink = open_stream(link, Request(RequestKind.HTTP, b"GET", b"/", b"h", ()))
+    for name in ("on_payload", "on_eof", "on_head", "end"):
+        monkeypatch.setattr(type(hub.streams[1]), name, fail)
+    monkeypatch.setattr(type(link), "_find_frames", fail)
+    link.on_bytes(False, b"x")
+    outer.on_data(b"up")
+    outer.on_eof()
+    inner.respond(200, ())
+    inner.write(b"down")
+    inner.write_eof()
+    outer.on_reset(None)
+    assert sink.calls == [("data", b"up"), ("eof",), ("reset", "None")]
+    assert port.calls == [("respond", 200), ("write", b"down"), ("write_eof",)]
+    assert "a bug" in hub.streams[1].error
+    assert "a bug" in link.summary()["error"]
+    monkeypatch.setattr(hub, "open_stream", fail)
+    open_stream(link, Request(RequestKind.HTTP, b"GET", b"/", b"h", ()))
