@@ -24,7 +24,6 @@ from connector.proxy.ingress import OriginSettings, Service
 from connector.proxy.ingress_services import port_problem
 from connector.proxy.origin_tls import connect_error, connect_timeout, origin_context, tls_error, tls_timeout
 from connector.proxy.proxy_protocol import encode_proxy_header
-from connector.transport.streams import connect_stream
 
 _HANGUP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
@@ -429,10 +428,11 @@ class OriginPool:
 
     async def _wrap(self, sock: socket.socket, user: OriginUser, key: str, name: str | None) -> None:
         """Turn a connected socket into an OriginConnection, after a TLS handshake where one is due."""
+        make = self._loop.create_unix_connection if self.service.path else self._loop.create_connection
         connection = OriginConnection(self, key, user)
         context = self._http2_context if key == H2_KEY else self._context
         try:
-            await connect_stream(self._loop, lambda: connection, sock=sock, ssl=context, server_hostname=name)
+            await make(lambda: connection, sock=sock, ssl=context, server_hostname=name)
         except BaseException:
             connection.disown(ConnectionAbortedError("the dial was ended"))
             sock.close()

@@ -24,7 +24,6 @@ from connector.protocol.h2_limits import DEFAULT_LIMITS, H2Limits
 from connector.protocol.ports import Acceptor, Buffer, LinkTap, Request, RequestKind, ResetCode, StreamPort, StreamSink
 from connector.transport.bridge import SocketBridge
 from connector.transport.link import CHECK_SECONDS, Link, TcpDial, dial_tcp, explain_loss, format_address
-from connector.transport.streams import connect_stream
 from connector.transport.tls import EDGE_NAMES, explain_tls_error, maybe_read_peer_certificate
 from connector.wire.h2_frames import encode_ping
 
@@ -66,8 +65,7 @@ async def dial_h2(
     link = H2Link(accept, loop=loop, limits=limits, peer=peer, tap=tap)
     try:
         async with asyncio.timeout(handshake_timeout):
-            await connect_stream(
-                loop,
+            await loop.create_connection(
                 lambda: link,
                 sock=sock,
                 ssl=context,
