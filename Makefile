@@ -6,6 +6,8 @@ VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 ARGS ?=
+# Half as many again as there are cores: the tests of whole programs wait as much as they work.
+WORKERS ?= $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) * 3 + 1) / 2 )))
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_WARN_SCRIPT_LOCATION=1 PIP_ROOT_USER_ACTION=ignore
 # The oldest Python must not share the newest one's caches.
 export PYTHONDONTWRITEBYTECODE := 1
@@ -140,14 +142,14 @@ test: check test-newest test-oldest  ## All checks and tests, on the newest and 
 
 .PHONY: test-newest
 test-newest: $(VENV)/dev.stamp broker promtool inspection  ## The tests on the newest Python
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .PHONY: test-oldest
 test-oldest: $(OLDEST)/dev.stamp broker promtool inspection  ## The tests on the oldest Python
 	@if [ "$$($(OLDEST)/bin/python -V)" = "$$($(BIN)/python -V)" ]; then \
 	  echo "setup: only one suitable Python here; the oldest is the newest"; \
 	else \
-	  $(OLDEST)/bin/python -m pytest -n auto $(ARGS); \
+	  $(OLDEST)/bin/python -m pytest -n $(WORKERS) $(ARGS); \
 	fi
 
 .PHONY: test-containers
