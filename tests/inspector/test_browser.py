@@ -206,7 +206,7 @@ def test_everything_a_person_does(tmp_path: Path, protocol: str) -> None:
             page.click(f"tr[data-id='{row}']")
             page.click("#tab-overview")
             page.click(f"[data-copy={kind}]")
-            assert words in page.inner_text("#snippet")
+            page.wait_for_selector(f"#snippet:has-text('{words}')")
             page.keyboard.press("Escape")
         # The filter, a wrong one, the keyboard.
         page.fill("#filter", "kind=websocket")
