@@ -18,7 +18,6 @@ import capnp
 import pytest
 from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 import connector
 from connector.devedge.server import DevEdge, Settings
@@ -26,6 +25,7 @@ from connector.errors import ConfigError, ConnectorError, WireError
 from connector.transport.kj import kj_loop
 from tests.support.aio import run, until
 from tests.support.processes import ROOT, Child, dev_edge, edge_token
+from tests.support.ws_client import ws_connect
 
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", (ROOT / "connector/LIBRARY.md").read_text(), re.M | re.S)
 RUN = """
@@ -59,7 +59,7 @@ def test_the_first_example(tmp_path: Path) -> None:
 
 def test_the_second_example(tmp_path: Path) -> None:
     with example(tmp_path, 1) as (_, port, context):
-        with connect(f"wss://localhost:{port}/echo", ssl=context, open_timeout=30, close_timeout=5) as websocket:
+        with ws_connect(f"wss://localhost:{port}/echo", context, open_timeout=30, close_timeout=5) as websocket:
             websocket.send("hello")
             assert websocket.recv(30) == "hello"
         eyeball = http.client.HTTPSConnection("localhost", port, context=context, timeout=30)

@@ -254,5 +254,5 @@ def test_meters_cost_a_message_nothing_and_a_request_two_calls_of_theirs(monkeyp
     assert (metered.python, metered.c) == (plain.python, plain.c)
     plain, metered = requests(monkeypatch), requests(monkeypatch, metered=True)
     # started, finished, traffic, twice the rule's meter, one observation
-    assert metered.python - plain.python <= 6 * UNITS
+    assert metered.python - plain.python <= (6 if sys.version_info >= (3, 12) else 7) * UNITS  # comprehensions
     assert metered.c - plain.c <= 8 * UNITS

@@ -23,6 +23,7 @@ import websockets.sync.client
 from tests.support.edge_path import EdgePath, edge_path
 from tests.support.origins import free_port, http_origin
 from tests.support.processes import Child, Event, dev_edge, edge_token
+from tests.support.ws_client import ws_connect
 
 full = pytest.mark.skipif(not os.environ.get("FAULTS"), reason="the whole fault matrix takes minutes: make faults")
 
@@ -84,7 +85,7 @@ class Side:
     def chat(self) -> Iterator[Chat]:
         """A WebSocket to the origin by way of this edge."""
         url = f"wss://localhost:{self.public}/ws"
-        with websockets.sync.client.connect(url, ssl=self.tls, open_timeout=60, ping_interval=None) as socket:
+        with ws_connect(url, self.tls, open_timeout=60, ping_interval=None) as socket:
             yield Chat(socket)
 
     @contextmanager

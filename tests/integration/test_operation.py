@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from websockets.sync.client import connect
 
 from tests.support.office_proxy import OfficeProxy, office_proxy
 from tests.support.origins import http_origin
 from tests.support.processes import ROOT, Child, Event, connector, dev_edge, edge_token
+from tests.support.ws_client import ws_connect
 
 SECRETS = [base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2, 3)]
 
@@ -81,7 +81,7 @@ def test_a_rotated_token_registers_again_and_cuts_nothing(tmp_path: Path, protoc
                     eyeball.close()
                     return status
 
-                with connect(f"wss://localhost:{port}/ws", ssl=context, open_timeout=80, close_timeout=1) as websocket:
+                with ws_connect(f"wss://localhost:{port}/ws", context, open_timeout=80, close_timeout=1) as websocket:
                     websocket.send("before")
                     assert websocket.recv(30) == "before"
                     rotating.declare(SECRETS[1])

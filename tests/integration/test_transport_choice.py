@@ -26,6 +26,7 @@ from tests.support.aio import run, until
 from tests.support.edge_path import edge_path
 from tests.support.origins import http_origin
 from tests.support.processes import Tunnel, connector, dev_edge, edge_token, tunnel
+from tests.support.ws_client import ws_connect
 
 
 def test_udp_blocked_means_http2_at_once_with_the_reason(tmp_path: Path) -> None:
@@ -123,14 +124,14 @@ def test_quic_that_works_again_is_returned_to_and_no_stream_is_lost(
             edge.event("configuration", applied=True)
             context = ssl.create_default_context(cafile=listening["ca"])
             url = listening["public"].replace("https://127.0.0.1", "wss://localhost") + "/ws"
-            with websockets.sync.client.connect(url, ssl=context) as socket:
+            with ws_connect(url, context) as socket:
                 _echo(socket, "over http2")
                 path.block_udp(False)
                 moved = [edge.event("registered", limit=60) for _ in range(2)]
                 assert [each["protocol"] for each in moved] == ["quic", "quic"]
                 assert {each["conn_index"] for each in moved} == {0, 1}
                 _echo(socket, "the link that was left still serves")
-            with websockets.sync.client.connect(url, ssl=context) as socket:
+            with ws_connect(url, context) as socket:
                 _echo(socket, "over quic")
         messages = [line["message"] for line in running.lines]
         assert "QUIC works again: connections return to it one by one" in messages
@@ -164,7 +165,7 @@ def test_an_edge_that_says_goodbye_is_left_while_its_streams_go_on(tmp_path: Pat
 
 def _socket(up: Tunnel) -> websockets.sync.client.ClientConnection:
     context = ssl.create_default_context(cafile=str(up.ca))
-    return websockets.sync.client.connect(f"wss://localhost:{up.port}/ws", ssl=context)
+    return ws_connect(f"wss://localhost:{up.port}/ws", context)
 
 
 def test_post_quantum_is_quic_and_says_so(tmp_path: Path) -> None:
