@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -69,6 +70,10 @@ def test_a_killed_connector_leaves_a_good_capture(tmp_path: Path) -> None:
             subprocess.run(
                 ["curl", "-sf", "--cacert", up.ca, f"https://localhost:{up.port}/"], check=True, timeout=60
             )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not CaptureModel(read_capture(str(file))[1]).streams:  # it is written every tenth of a second
+            assert time.monotonic() < deadline, "nothing was captured"
+            time.sleep(0.05)
         up.connector.signal(signal.SIGKILL)
         up.connector.wait(30)
     _, items = read_capture(str(file))
