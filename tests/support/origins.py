@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import socket
 import subprocess
 import threading
@@ -110,9 +111,28 @@ def http_origin(make: Callable[[], web.Application] = application) -> Iterator[i
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that is free for TCP and UDP, from below the range that the system gives out by itself.
+
+    So nobody who asks for port 0 meanwhile gets it.
+    """
+    while True:
+        port = random.randrange(21_000, 32_000)
+        if port in _handed_out:
+            continue
+        try:
+            with (
+                socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+                socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            ):
+                tcp.bind(("127.0.0.1", port))
+                udp.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        _handed_out.add(port)
+        return port
+
+
+_handed_out: set[int] = set()
 
 
 @contextmanager
