@@ -161,12 +161,12 @@ class EdgeConnection:
         address = state.book.get(self.conn_index)
         log = self._log if address is None else self._log.bind(ip=address.host)
         error: Exception
+        self._reason = None
         try:
             if address is None:
                 raise EdgeDialError(
                     "no addresses left", advice="All addresses of the edge are in use or gave no answer."
                 )
-            self._reason = None
             await self._attempt(address, log)
             error = EdgeLostError("connection with edge closed")
         except (_StoppedError, asyncio.CancelledError):

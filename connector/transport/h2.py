@@ -143,7 +143,7 @@ class H2Link(asyncio.BufferedProtocol):
 
     @property
     def in_flight(self) -> int:
-        """How many streams are open, the control stream not counted."""
+        """How many streams are open, the control stream not counted: it is open as long as the link is."""
         return self._engine.open_streams - (self._bridge is not None and not self._bridge.ended.done())
 
     def figures(self) -> dict[str, float]:
@@ -257,9 +257,7 @@ class H2Link(asyncio.BufferedProtocol):
         self._timer = self._check = None
         engine = self._engine
         if self._error is None and not self._closing:
-            # The control stream is open as long as the link is.
-            streams = engine.open_streams - (self._bridge is not None and not self._bridge.ended.done())
-            self._error = explain_loss(exc, self._peer, streams)
+            self._error = explain_loss(exc, self._peer, self.in_flight)
         engine.connection_lost(self._error or EdgeLostError("connection with edge closed"))
         self._transport = None
         if self._tap is not None:
@@ -321,7 +319,7 @@ class H2Link(asyncio.BufferedProtocol):
 
     def _unanswered(self) -> None:
         self._check = None
-        self._error = explain_loss(TimeoutError(), self._peer, self._engine.open_streams - (self._bridge is not None))
+        self._error = explain_loss(TimeoutError(), self._peer, self.in_flight)
         if self._transport is not None:
             self._transport.abort()
 

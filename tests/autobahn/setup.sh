@@ -14,7 +14,7 @@ if ! command -v apt-get >/dev/null || [ "$(uname -m)" != x86_64 ]; then
 fi
 rm -rf "$dir"
 apt=$dir/apt
-mkdir -p "$apt"/{lists/partial,cache/archives/partial,deb} "$dir/root"
+mkdir -p "$apt"/{lists/partial,cache/archives/partial,deb} "$dir/tree"
 host=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/*$' | head -1)
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $host bullseye main" >"$apt/sources.list"
 get=(apt-get -qq -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
@@ -23,14 +23,14 @@ get=(apt-get -qq -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::Source
 "${get[@]}" update
 (cd "$apt/deb" && "${get[@]}" download \
   python2.7 python2.7-minimal libpython2.7-minimal libpython2.7-stdlib libssl1.1 libffi7 >/dev/null)
-for package in "$apt"/deb/*.deb; do dpkg -x "$package" "$dir/root"; done
+for package in "$apt"/deb/*.deb; do dpkg -x "$package" "$dir/tree"; done
 rm -rf "$apt"
 
 cat >"$dir/python2" <<END
 #!/bin/sh
-export LD_LIBRARY_PATH="$dir/root/usr/lib/x86_64-linux-gnu" PYTHONHOME="$dir/root/usr" PYTHONDONTWRITEBYTECODE=1
+export LD_LIBRARY_PATH="$dir/tree/usr/lib/x86_64-linux-gnu" PYTHONHOME="$dir/tree/usr" PYTHONDONTWRITEBYTECODE=1
 export PYTHONPATH="$dir/site" PYTHONNOUSERSITE=1
-exec "$dir/root/usr/bin/python2.7" "\$@"
+exec "$dir/tree/usr/bin/python2.7" "\$@"
 END
 chmod +x "$dir/python2"
 
