@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from connector.app.durations import format_duration
 from connector.app.flags import Flags, looks_like_token
 from connector.app.local_config import LocalConfig, find_token
-from connector.app.origin_flags import start_rules
+from connector.app.origin_flags import own_defaults, start_rules
 from connector.errors import ConfigError, UsageError, WireError
 from connector.protocol.protocol_choice import ADDRESS_BUDGET
 from connector.proxy.dns_service import parse_resolvers
-from connector.proxy.ingress import DEFAULT_INGRESS, Ingress
+from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, OriginSettings
 from connector.wire.token import Token, decode_token
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class RunConfig:
         "max_active_flows",
         "metrics",
         "no_redact",
+        "origin_defaults",
         "pidfile",
         "post_quantum",
         "prechecks",
@@ -104,7 +105,6 @@ class RunConfig:
         "token_file",
         "token_given",
         "watched",
-        "ws_keep_alive",
     )  # fmt: skip
 
     def __init__(self, token: Token) -> None:
@@ -157,8 +157,8 @@ class RunConfig:
         self.capture: str | None = None
         self.no_redact = False
         self.grace_period = 30.0
-        self.ws_keep_alive = 0.0
-        """Seconds, for rules that set no wsKeepAlive; 0: none."""
+        self.origin_defaults = OriginSettings()
+        """What counts where a rule says nothing."""
         self.retries = 5
         self.rpc_timeout = 5.0
         self.max_active_flows: int | None = None
@@ -206,8 +206,7 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str, local: Local
     config.quic_connection_window = _window(flags, "quic-connection-level-flow-control-limit")
     config.quic_stream_window = _window(flags, "quic-stream-level-flow-control-limit")
     config.address_budget = int(flags.number("max-edge-addr-retries"))
-    config.ws_keep_alive = flags.number("ws-keepalive")
-    _positive(config.ws_keep_alive, "ws-keepalive", zero=True)
+    config.origin_defaults = own_defaults(flags)
     config.grace_period = flags.number("grace-period")
     if config.grace_period > MAX_GRACE:
         raise ConfigError(

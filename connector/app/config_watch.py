@@ -21,7 +21,7 @@ from connector.app.flags import Flags
 from connector.app.local_config import LocalConfig, file_flags, load, stamp
 from connector.app.logs import Logger
 from connector.app.orchestrator import Orchestrator
-from connector.app.origin_flags import SETTING_FLAGS, start_rules
+from connector.app.origin_flags import DEFAULT_FLAGS, SETTING_FLAGS, start_rules
 from connector.errors import ConfigError
 
 INTERVAL: Final = 1.0
@@ -132,7 +132,7 @@ class ConfigWatch:
 
     def _need_restart(self, local: LocalConfig) -> list[str]:
         """Return the keys that changed and mean nothing to the rules."""
-        live = {*SETTING_FLAGS, "url", "unix-socket", "hello-world", "socks5"}
+        live = {*SETTING_FLAGS, "url", "unix-socket", "hello-world", "socks5", *DEFAULT_FLAGS}
         names = {*self._local.file.settings, *local.file.settings}
         changed = {
             name

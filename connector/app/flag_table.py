@@ -25,6 +25,8 @@ class Flag(NamedTuple):
     help: str = ""
     choices: tuple[str, ...] = ()
     secret: bool = False
+    bare: str = ""
+    """Of a duration that may stand alone: what it means then, and what `true` means."""
     lenient: bool = False
     """Whether a text outside `choices` means the default, with an error line, as in cloudflared."""
 
@@ -39,6 +41,9 @@ GROUPS = (
     "Shutdown and retries",
 )
 """Order of the groups in help."""
+
+WS_KEEP_ALIVE = "40s"
+"""Cloudflare cuts a WebSocket after 100 s without traffic: two PINGs may be lost."""
 
 LATER_NAMES = frozenset({
     "transport-loglevel",
@@ -236,8 +241,24 @@ _ORIGIN = [
         "duration",
         "0s",
         env=("TUNNEL_WS_KEEPALIVE",),
-        metavar="TIME",
-        help="Ping WebSocket visitors after so long without traffic (Cloudflare cuts at 100s; 40s is good); 0: never.",
+        metavar="[TIME]",
+        bare=WS_KEEP_ALIVE,
+        help="Ping WebSocket visitors after so long without traffic (Cloudflare cuts at 100s), 40s if it stands alone. "
+        "This and the next two are for rules that say nothing of their own.",
+    ),
+    Flag(
+        "ws-subprotocols",
+        "list",
+        env=("TUNNEL_WS_SUBPROTOCOLS",),
+        metavar="NAME",
+        help="Offer services this WebSocket subprotocol alone where a visitor offers it, such as mqtt; repeatable.",
+    ),
+    Flag(
+        "proxy-protocol",
+        env=("TUNNEL_PROXY_PROTOCOL",),
+        metavar="VERSION",
+        choices=("v2",),
+        help="v2: begin connections to services with a PROXY protocol header that names the visitor.",
     ),
     Flag("icmpv4-src", env=("TUNNEL_ICMPV4_SRC",), metavar="IP", help="Source of pings to private networks over IPv4."),
     Flag(

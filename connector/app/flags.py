@@ -15,6 +15,8 @@ from connector.errors import UsageError
 
 _TRUE = {"1", "t", "T", "true", "TRUE", "True"}
 _FALSE = {"0", "f", "F", "false", "FALSE", "False"}
+_BARE = {"true": True, "on": True, "false": False, "off": False}
+"""What a duration that has a usual value may be as well."""
 _KINDS = {
     "bool": "true or false",
     "int": "a whole number",
@@ -24,6 +26,7 @@ _KINDS = {
 ANY_ADDRESS = "127.0.0.1:0"
 """Value of a flag of kind "optional" that stands alone."""
 _ADDRESS = re.compile(r"[^-/ ][^/ ]*:\d+|:\d+")
+_TIME = re.compile(r"[-+]?\.?[0-9]")
 _TOKEN_LIKE = re.compile(r"eyJ[A-Za-z0-9+/=_-]{20,}")
 
 Value = bool | int | float | str | list[str]
@@ -90,6 +93,8 @@ def parse_level(
                 if at < len(argv) and _ADDRESS.fullmatch(argv[at]):
                     text = argv[at]
                     at += 1
+            elif flag.bare and not (at < len(argv) and _TIME.match(argv[at])):
+                text = flag.bare
             elif at < len(argv):
                 text = argv[at]
                 at += 1
@@ -139,6 +144,8 @@ def convert(flag: Flag, text: str, name: str, *, variable: str = "") -> Value:
             case "int" | "uint":
                 return _whole_number(text, signed=flag.kind == "int")
             case "duration":
+                if flag.bare and text.lower() in _BARE:
+                    text = flag.bare if _BARE[text.lower()] else "0"
                 return parse_duration(text)
             case "list":
                 return [text]

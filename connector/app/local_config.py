@@ -140,6 +140,8 @@ def _flag_value(flag: Flag, raw: Any, path: str) -> Value | None:
             raise wrong
         return list(raw)
     if flag.kind == "duration":
+        if flag.bare and isinstance(raw, bool):
+            return parse_duration(flag.bare) if raw else None
         if not isinstance(raw, str):
             raise wrong
         try:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from connector.app.config import RunConfig
 from connector.app.logs import Logger
 from connector.errors import ConnectorError, WireError
-from connector.proxy.ingress import LOCAL_VERSION, Ingress, parse_remote_config
+from connector.proxy.ingress import LOCAL_VERSION, USUAL, Ingress, OriginSettings, parse_remote_config
 from connector.proxy.ingress_diff import describe_changes
 from connector.proxy.ingress_report import local_report
 
@@ -39,9 +39,10 @@ class IngressHolder(Protocol):
 class Orchestrator:
     """One per process, shared by all edge connections. Calls are synchronous, so updates are serialised."""
 
-    __slots__ = ("_holder", "_log", "_shut", "fixed", "version")
+    __slots__ = ("_base", "_holder", "_log", "_shut", "fixed", "version")
 
-    def __init__(self, holder: IngressHolder, log: Logger) -> None:
+    def __init__(self, holder: IngressHolder, log: Logger, base: OriginSettings = USUAL) -> None:
+        self._base = base
         self._holder = holder
         self._log = log
         self._shut = False
@@ -80,7 +81,7 @@ class Orchestrator:
             return None
         text = json.dumps(config, separators=(",", ":"), ensure_ascii=False)
         try:
-            self._holder.set_ingress(parse_remote_config(version, config))
+            self._holder.set_ingress(parse_remote_config(version, config, self._base))
         except ConnectorError as error:
             advice = {"advice": error.advice} if error.advice else {}
             self._log.error(

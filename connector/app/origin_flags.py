@@ -21,6 +21,7 @@ from connector.proxy.ingress import (
     Service,
     ServiceKind,
     build_ingress,
+    check_extensions,
     parse_service,
     service_from_url_flag,
     single_origin,
@@ -44,12 +45,15 @@ SETTING_FLAGS: Final = {
     "http2-origin": "http2_origin",
 }
 
+DEFAULT_FLAGS: Final = ("ws-keepalive", "ws-subprotocols", "proxy-protocol")
+"""Flags for what cloudflared's rules do not have; see `own_defaults`."""
+
 
 def start_rules(flags: Flags, local: LocalConfig | None) -> Ingress:
     """Return the rules that serve until the edge pushes others: of the file, else of flags, else 503 to everything."""
     document = local.file.document if local is not None else None
     if document is not None and document.ingress:
-        return build_ingress(document, LOCAL_VERSION)
+        return build_ingress(document, LOCAL_VERSION, own_defaults(flags))
     service = _service(flags)
     settings = settings_from_flags(flags)
     ingress = (
@@ -65,7 +69,29 @@ def settings_from_flags(flags: Flags) -> OriginSettings:
     changes: dict[str, Any] = {name: flags.value(flag) for flag, name in SETTING_FLAGS.items() if flags.is_set(flag)}
     if flags.is_set("socks5"):
         changes["proxy_type"] = "socks"
-    return structs.replace(OriginSettings(), **changes) if changes else OriginSettings()
+    return structs.replace(own_defaults(flags), **changes)
+
+
+def own_defaults(flags: Flags) -> OriginSettings:
+    """Return what counts where a rule says nothing: cloudflared's defaults, and flags for what it does not have.
+
+    So a connector whose rules come from a dashboard, which cannot name these keys, is told by its environment.
+    Errors: ConfigError.
+    """
+    names = tuple(flags.texts("ws-subprotocols"))
+    settings = OriginSettings(
+        ws_keep_alive=flags.number("ws-keepalive"),
+        ws_subprotocols=names or None,
+        proxy_protocol=flags.text("proxy-protocol"),
+    )
+    if settings.ws_keep_alive < 0:
+        raise ConfigError("--ws-keepalive must be 0 (off) or more")
+    try:
+        check_extensions(settings)
+    except ConfigError as error:
+        error.args = (str(error).replace("originRequest.wsSubprotocols", "--ws-subprotocols"),)
+        raise
+    return settings
 
 
 def _service(flags: Flags) -> Service | None:

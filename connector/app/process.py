@@ -124,11 +124,10 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         access_events=log.output.enabled("debug"),
         flows=make_flows(config),
         access_keys_url=_access_keys_url(log),
-        ws_keep_alive=config.ws_keep_alive,
     )
     observation = Observation(config, connector_id, dispatcher, log)
     dispatcher.applications = config.applications
-    orchestrator = Orchestrator(dispatcher, log)
+    orchestrator = Orchestrator(dispatcher, log, config.origin_defaults)
     if config.fixed_ingress is not None:
         dispatcher.set_ingress(config.fixed_ingress)
         orchestrator.fixed = True

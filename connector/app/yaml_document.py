@@ -20,8 +20,10 @@ from msgspec import Struct
 from connector.app.durations import parse_duration
 from connector.errors import ConfigError
 from connector.proxy.ingress_document import (
+    WS_KEEP_ALIVE,
     AccessDocument,
     Document,
+    IdleSeconds,
     IPRuleDocument,
     OriginRequestDocument,
     RuleDocument,
@@ -39,7 +41,7 @@ MAX_MERGES: Final = 100
 """Mappings that one `<<` may pull in, directly or through others."""
 
 _GO_TYPES: Final[dict[Any, str]] = {
-    str: "string", bool: "bool", int: "int", UInt: "uint", Seconds: "time.Duration",
+    str: "string", bool: "bool", int: "int", UInt: "uint", Seconds: "time.Duration", IdleSeconds: "time.Duration",
     RuleDocument: "config.UnvalidatedIngressRule", OriginRequestDocument: "config.OriginRequestConfig",
     AccessDocument: "config.AccessConfig", IPRuleDocument: "config.IngressIPRule",
     WarpRoutingDocument: "config.WarpRoutingConfig", Document: "config.configFileSettings",
@@ -251,14 +253,16 @@ class _Walk:
                 return value
             if text in _OLD_BOOLEANS:
                 return _OLD_BOOLEANS[text]
-        elif kind is Seconds:
+        elif kind is IdleSeconds and (isinstance(value, bool) or text in _OLD_BOOLEANS):
+            return WS_KEEP_ALIVE if value is True or _OLD_BOOLEANS.get(text) else IdleSeconds(0)
+        elif kind in {Seconds, IdleSeconds}:
             if isinstance(value, str):
                 try:
                     seconds = parse_duration(value)
                 except ValueError:
                     seconds = math.inf
                 if abs(seconds) < _MAX_SECONDS:
-                    return Seconds(seconds)
+                    return kind(seconds)
             self.advice = self.advice or "Durations need a unit here: 30s, 1m30s, 500ms."
         elif kind in {int, UInt} and isinstance(value, (int, float)) and not isinstance(value, bool):
             limit = 2**63 if kind is int else 2**64

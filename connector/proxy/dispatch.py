@@ -62,7 +62,6 @@ class Dispatcher:
         on_configuration: Callable[[bytes], bytes] | None = None,
         flows: Flows | None = None,
         access_keys_url: str = "",
-        ws_keep_alive: float = 0.0,
     ) -> None:
         self.loop = loop
         self.flows = flows or Flows()
@@ -100,7 +99,6 @@ class Dispatcher:
         self._drained: asyncio.Future[None] | None = None
         self._drains = DrainQueue(loop)
         self._clocks = PingClocks(loop)
-        self._ws_keep_alive = ws_keep_alive
         self._routes: list[Route | FlowRoute | None] = []
         self._retired: list[OriginPool] = []
         self._ingress = DEFAULT_INGRESS
@@ -257,7 +255,7 @@ class Dispatcher:
             negotiated = service.kind is ServiceKind.SOCKS or rule.settings.proxy_type == "socks"
             exchange = (SocksFlow if negotiated else CarriedFlow)(self, request, port, route)
         elif request.kind is RequestKind.WEBSOCKET:
-            interval = rule.settings.ws_keep_alive or self._ws_keep_alive
+            interval = rule.settings.ws_keep_alive
             clock = self._clocks.get(interval) if interval else None
             exchange = WebSocketExchange(self, request, port, route, self._drains, clock)
         else:

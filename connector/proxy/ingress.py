@@ -40,7 +40,7 @@ from connector.proxy.patterns import PatternError, compile_path
 
 __all__ = [
     "DEFAULT_INGRESS", "LOCAL_VERSION", "AccessSettings", "IPRule", "Ingress", "OriginSettings", "Rule", "Service",
-    "ServiceKind", "build_ingress", "ingress_from_url", "parse_remote_config", "parse_service",
+    "ServiceKind", "build_ingress", "check_extensions", "ingress_from_url", "parse_remote_config", "parse_service",
     "service_from_url_flag", "single_origin",
 ]  # fmt: skip
 
@@ -48,14 +48,20 @@ LOCAL_VERSION: Final = -1
 """The version of what flags or a file configure; remote version 0 already wins."""
 
 
-def parse_remote_config(version: int, config: object) -> Ingress:
+USUAL: Final = OriginSettings()
+
+
+def parse_remote_config(version: int, config: object, base: OriginSettings = USUAL) -> Ingress:
     """Return the rule set of a pushed configuration (decoded JSON). Errors: ConfigError."""
-    return build_ingress(read_json_document(config), version)
+    return build_ingress(read_json_document(config), version, base)
 
 
-def build_ingress(document: Document, version: int) -> Ingress:
-    """Return the rule set of a document; without rules that is DEFAULT_INGRESS's. Errors: ConfigError."""
-    defaults = _overlay(OriginSettings(), document.origin_request)
+def build_ingress(document: Document, version: int, base: OriginSettings = USUAL) -> Ingress:
+    """Return the rule set of a document; without rules that is DEFAULT_INGRESS's. Errors: ConfigError.
+
+    `base` holds what counts where the document says nothing: this process may have defaults of its own.
+    """
+    defaults = _overlay(base, document.origin_request)
     warp = document.warp_routing
     warp_routing = {
         name: value
@@ -106,7 +112,7 @@ def _rule(source: RuleDocument, number: int, count: int, defaults: OriginSetting
             raise ConfigError("access.TeamName cannot be blank when access.audTags are present")
         _check_hostname(source, number, count)
         pattern = compile_path(source.path) if source.path else None
-        _check_extensions(settings)
+        check_extensions(settings)
     except PatternError as error:
         raise ConfigError(f"Rule #{number + 1} has an invalid regex: {error}") from None
     except ConfigError as error:
@@ -227,7 +233,7 @@ def _access(source: AccessDocument) -> AccessSettings:
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
 
 
-def _check_extensions(settings: OriginSettings) -> None:
+def check_extensions(settings: OriginSettings) -> None:
     """Refuse nonsense in the keys that cloudflared does not have."""
     if settings.proxy_protocol not in {"", "v2"}:
         raise ConfigError(

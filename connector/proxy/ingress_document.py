@@ -26,6 +26,15 @@ class Seconds(float):
     __slots__ = ()
 
 
+class IdleSeconds(Seconds):
+    """A duration for which `true` is written where the usual one will do, and `false` for none at all."""
+
+    __slots__ = ()
+
+
+WS_KEEP_ALIVE: Final = IdleSeconds(40)
+"""`wsKeepAlive: true`. Cloudflare cuts a WebSocket after 100 s without traffic: two PINGs may be lost."""
+
 UInt = typing.Annotated[int, msgspec.Meta(ge=0)]
 Text = str | UnsetType
 Flag = bool | UnsetType
@@ -72,7 +81,7 @@ class OriginRequestDocument(Struct, frozen=True):
     http2_origin: Flag = field(default=UNSET, name="http2Origin")
     access: AccessDocument | UnsetType = UNSET
     # Extensions of this program
-    ws_keep_alive: Duration = field(default=UNSET, name="wsKeepAlive")
+    ws_keep_alive: IdleSeconds | UnsetType = field(default=UNSET, name="wsKeepAlive")
     ws_subprotocols: list[str] | UnsetType = field(default=UNSET, name="wsSubprotocols")
     proxy_protocol: Text = field(default=UNSET, name="proxyProtocol")
     access_log: Flag = field(default=UNSET, name="accessLog")
@@ -186,11 +195,13 @@ _EMPTY: Final[dict[Any, object]] = {str: "", int: 0}
 
 def _json_hook(kind: type, value: object) -> object:
     """Read a Seconds."""
+    if kind is IdleSeconds and isinstance(value, bool):
+        return WS_KEEP_ALIVE if value else IdleSeconds(0)
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"must be an integer number of seconds, not {_json_type(value)}")
     if not -_INT64 <= value < _INT64:
         raise ValueError("does not fit into 64 bits")
-    return Seconds(value)
+    return kind(value)
 
 
 def _json_type(value: object) -> str:

@@ -42,7 +42,10 @@ _EXTENSIONS: Final = (
 
 
 def local_report(ingress: Ingress, flags: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the edge is told of a locally managed tunnel; only what differs from the defaults is in it."""
+    """Return what the edge is told of a locally managed tunnel; only what differs from the defaults is in it.
+
+    Keys that cloudflared does not have are left out: nobody there expects them.
+    """
     document: dict[str, Any] = {"__configuration_flags": dict(flags)} if flags else {}
     document["ingress"] = [_local_rule(rule) for rule in ingress.rules]
     document["warp-routing"] = _warp(ingress)
@@ -78,7 +81,7 @@ def changed_settings(settings: OriginSettings, base: OriginSettings = _DEFAULTS)
 
 def _local_rule(rule: Rule) -> dict[str, Any]:
     named = (("hostname", rule.hostname), ("path", rule.path), ("service", rule.service.text))
-    settings = changed_settings(rule.settings)
+    settings = {key: value for key, value in changed_settings(rule.settings).items() if key in _KNOWN}
     if not rule.settings.access.required:
         settings.pop("access", None)
     return {**{key: value for key, value in named if value}, "originRequest": settings}

@@ -163,6 +163,47 @@ def test_a_single_origin_from_flags(argv: list[str], changes: dict[str, Any], ki
         assert rule.settings == expected
 
 
+EXTENSIONS: list[tuple[list[str], dict[str, str], str, dict[str, Any]]] = [
+    (["--ws-keepalive", "--url", "http://h"], {}, "", {"ws_keep_alive": 40}),
+    (["--ws-keepalive", "20s"], {}, "", {"ws_keep_alive": 20}),
+    (["--ws-keepalive=true"], {}, "", {"ws_keep_alive": 40}),
+    (["--ws-keepalive=off"], {"TUNNEL_WS_KEEPALIVE": "on"}, "", {}),
+    ([], {"TUNNEL_WS_KEEPALIVE": "true"}, "", {"ws_keep_alive": 40}),
+    ([], {}, "ws-keepalive: true", {"ws_keep_alive": 40}),
+    ([], {}, "ws-keepalive: 25s", {"ws_keep_alive": 25}),
+    ([], {}, "originRequest: {wsKeepAlive: true}", {"ws_keep_alive": 40}),
+    ([], {}, "originRequest: {wsKeepAlive: 15s}", {"ws_keep_alive": 15}),
+    ([], {"TUNNEL_WS_KEEPALIVE": "9s"}, "originRequest: {wsKeepAlive: off}", {}),
+    (["--proxy-protocol", "v2"], {}, "", {"proxy_protocol": "v2"}),
+    ([], {"TUNNEL_PROXY_PROTOCOL": "v2"}, "", {"proxy_protocol": "v2"}),
+    ([], {}, "proxy-protocol: v2", {"proxy_protocol": "v2"}),
+    (["--ws-subprotocols", "mqtt"], {}, "", {"ws_subprotocols": ("mqtt",)}),
+    ([], {"TUNNEL_WS_SUBPROTOCOLS": "mqtt, mqttv3.1"}, "", {"ws_subprotocols": ("mqtt", "mqttv3.1")}),
+    ([], {}, "ws-subprotocols: [mqtt]", {"ws_subprotocols": ("mqtt",)}),
+]
+
+
+@pytest.mark.parametrize(("argv", "environ", "text", "changes"), EXTENSIONS)
+def test_defaults_for_what_cloudflared_does_not_have(
+    home: Path, argv: list[str], environ: dict[str, str], text: str, changes: dict[str, Any]
+) -> None:
+    (home / "config.yml").write_text(f"{text}\ningress: [{{service: http://h}}]\n")
+    flags, local = configured_flags(Flags([parse_level(["--config", str(home / "config.yml"), *argv])], environ))
+    assert start_rules(flags, local).rules[0].settings == OriginSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--ws-keepalive=-1s"], "--ws-keepalive must be 0"),
+        (["--ws-subprotocols", "a b"], "--ws-subprotocols: 'a b' is not"),
+    ],
+)
+def test_defaults_that_make_no_sense(argv: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        start_rules(Flags([parse_level(argv)], {}), None)
+
+
 URLS = [
     ("localhost:8080", "http://localhost:8080"),
     ("localhost", "http://localhost"),

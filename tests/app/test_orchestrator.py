@@ -13,7 +13,7 @@ from connector.app.config import RunConfig
 from connector.app.logs import Logger, LogOutput
 from connector.app.orchestrator import Orchestrator
 from connector.errors import WireError
-from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, ingress_from_url
+from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, OriginSettings, ingress_from_url
 from connector.wire.token import decode_token
 
 TOKEN = (
@@ -53,6 +53,14 @@ class Setup:
     @property
     def lines(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in self.stream.getvalue().splitlines()]
+
+
+def test_a_push_gets_the_defaults_of_this_process() -> None:
+    setup = Setup()
+    log = Logger(LogOutput(stream=setup.stream, json_lines=True))
+    orchestrator = Orchestrator(setup.holder, log, OriginSettings(ws_keep_alive=40))
+    orchestrator.apply(1, GOOD)
+    assert setup.holder.ingress.rules[0].settings.ws_keep_alive == 40
 
 
 def test_version_0_beats_the_local_configuration() -> None:

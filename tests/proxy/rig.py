@@ -10,7 +10,7 @@ from uuid import UUID
 
 from connector.protocol.ports import RequestKind
 from connector.proxy.dispatch import Dispatcher
-from connector.proxy.ingress import Ingress, parse_remote_config
+from connector.proxy.ingress import USUAL, Ingress, OriginSettings, parse_remote_config
 from tests.support.memory_port import MemoryPort, open_stream, request
 
 CONNECTOR_ID = UUID("11111111-2222-4333-8444-555555555555")
@@ -45,10 +45,12 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(service: str, settings: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[Rig]:
+async def rig(
+    service: str, settings: dict[str, Any] | None = None, *, base: OriginSettings = USUAL, **options: Any
+) -> AsyncIterator[Rig]:
     """Serve every request from one origin; on leaving nothing may be active or open."""
     config = {"ingress": [{"service": service, "originRequest": settings or {}}]}
-    it = Rig(parse_remote_config(1, config), **options)
+    it = Rig(parse_remote_config(1, config, base), **options)
     try:
         yield it
     finally:

@@ -216,6 +216,21 @@ def test_extensions() -> None:
     assert (settings.proxy_protocol, settings.access_log) == ("v2", True)
 
 
+@pytest.mark.parametrize(("written", "seconds"), [(True, 40), (False, 0), (0, 0), (7, 7)])
+def test_a_websocket_is_kept_alive_for_the_usual_time(written: object, seconds: int) -> None:
+    assert rules(originRequest={"wsKeepAlive": written}).rules[0].settings.ws_keep_alive == seconds
+
+
+def test_defaults_of_this_process_are_for_rules_that_say_nothing() -> None:
+    base = OriginSettings(ws_keep_alive=40, ws_subprotocols=("mqtt",), proxy_protocol="v2", connect_timeout=30)
+    own = {"service": "http://h", "hostname": "a", "originRequest": {"wsKeepAlive": 0, "proxyProtocol": ""}}
+    config = {"originRequest": {"wsSubprotocols": ["v12.stomp"]}, "ingress": [own, {"service": "http://h"}]}
+    first, second = parse_remote_config(1, config, base).rules
+    assert (first.settings.ws_keep_alive, first.settings.proxy_protocol) == (0, "")
+    assert (second.settings.ws_keep_alive, second.settings.proxy_protocol) == (40, "v2")
+    assert first.settings.ws_subprotocols == second.settings.ws_subprotocols == ("v12.stomp",)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"wsKeepAlive": -1}, {"proxyProtocol": "v1"}, {"wsSubprotocols": ["a b"]}, {"accessLog": "yes"}]
 )

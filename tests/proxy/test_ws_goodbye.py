@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from connector.proxy.ingress import OriginSettings
 from tests.proxy.conftest import Runner
 from tests.proxy.rig import Rig, rig
 from tests.proxy.ws_client import frame, frames, parse
@@ -246,13 +247,18 @@ def test_no_ping_within_a_frame_nor_while_something_moves(on_loop: Runner) -> No
     on_loop(main())
 
 
-def test_a_flag_turns_it_on_for_all_rules(on_loop: Runner) -> None:
+def test_a_default_of_this_process_turns_it_on_and_a_rule_off(on_loop: Runner) -> None:
     async def main() -> None:
-        speaker = Speaker()
-        async with RawOrigin(speaker) as origin, rig(origin.url, ws_keep_alive=0.08) as it:
+        speaker, base = Speaker(), OriginSettings(ws_keep_alive=0.08)
+        async with RawOrigin(speaker) as origin, rig(origin.url, base=base) as it:
             port = await opened(it, speaker)
             await port.until(lambda: pings(port))
             port.peer_reset()
+        async with RawOrigin(speaker) as origin, rig(origin.url, {"wsKeepAlive": 0}, base=base) as it:
+            port = await opened(it, speaker)
+            assert it.dispatcher._clocks._clocks == {}
+            port.peer_reset()
+            await asyncio.sleep(0)
 
     on_loop(main())
 
