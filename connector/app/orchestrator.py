@@ -7,6 +7,8 @@ Never: touches requests in flight (they finish on the rules they started with); 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, Protocol
 
 from connector.app.config import RunConfig
@@ -32,8 +34,8 @@ class IngressHolder(Protocol):
     def ingress(self) -> Ingress:
         """The rules in force."""
 
-    def set_ingress(self, ingress: Ingress) -> None:
-        """Put new rules in force for new requests."""
+    def set_ingress(self, ingress: Ingress) -> tuple[str, ...]:
+        """Put new rules in force for new requests; return what of them may not work."""
 
 
 class Orchestrator:
@@ -81,7 +83,8 @@ class Orchestrator:
             return None
         text = json.dumps(config, separators=(",", ":"), ensure_ascii=False)
         try:
-            self._holder.set_ingress(parse_remote_config(version, config, self._base))
+            ingress = parse_remote_config(version, config, self._base)
+            doubts = self._holder.set_ingress(ingress)
         except ConnectorError as error:
             advice = {"advice": error.advice} if error.advice else {}
             self._log.error(
@@ -97,6 +100,7 @@ class Orchestrator:
             return f"internal error: {type(error).__name__}"
         self.version = version
         self._log.info("Updated to new configuration", version=version, config=text)
+        self.warn(ingress.warnings, doubts)
         return None
 
     def apply_local(self, ingress: Ingress) -> list[str] | None:
@@ -107,8 +111,14 @@ class Orchestrator:
         if self.version > LOCAL_VERSION or self._shut:
             return None
         changes = describe_changes(self._holder.ingress, ingress)
-        self._holder.set_ingress(ingress)  # also without changes: files that rules name may have changed
+        doubts = self._holder.set_ingress(ingress)  # also without changes: files that rules name may have changed
+        self.warn(doubts)
         return changes
+
+    def warn(self, *texts: Iterable[str]) -> None:
+        """Say what is in force although it cannot work."""
+        for text in chain(*texts):
+            self._log.warn(f"Configuration: {text}")
 
     def local_configuration(self, config: RunConfig) -> bytes:
         """Give what updateLocalConfiguration reports for a tunnel that is not remotely managed."""

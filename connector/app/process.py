@@ -36,6 +36,7 @@ from connector.app.transport_choice import TransportChoice
 from connector.errors import ConnectorError, DiscoveryError, UsageError, WireError
 from connector.proxy.dispatch import Dispatcher
 from connector.proxy.ingress import DEFAULT_INGRESS
+from connector.proxy.origin_proxy import OriginProxies
 from connector.transport.kj import kj_loop
 from connector.transport.wakeups import Wakeups
 
@@ -124,10 +125,12 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         access_events=log.output.enabled("debug"),
         flows=make_flows(config),
         access_keys_url=_access_keys_url(log),
+        origin_proxies=OriginProxies(os.environ),
     )
     observation = Observation(config, connector_id, dispatcher, log)
     dispatcher.applications = config.applications
     orchestrator = Orchestrator(dispatcher, log, config.origin_defaults)
+    orchestrator.warn(dispatcher.doubts)
     if config.fixed_ingress is not None:
         dispatcher.set_ingress(config.fixed_ingress)
         orchestrator.fixed = True

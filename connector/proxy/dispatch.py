@@ -32,6 +32,7 @@ from connector.proxy.flows import Flows
 from connector.proxy.hello_world import HelloSite
 from connector.proxy.http import HttpExchange, Route
 from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, OriginSettings, Rule, ServiceKind
+from connector.proxy.origin_proxy import NO_PROXIES, OriginProxies
 from connector.proxy.origin_tls import ContextCache
 from connector.proxy.origins import OriginPool
 from connector.proxy.reply import UnsupportedError, cause_of, describe, refuse
@@ -62,6 +63,7 @@ class Dispatcher:
         on_configuration: Callable[[bytes], bytes] | None = None,
         flows: Flows | None = None,
         access_keys_url: str = "",
+        origin_proxies: OriginProxies = NO_PROXIES,
     ) -> None:
         self.loop = loop
         self.flows = flows or Flows()
@@ -99,11 +101,13 @@ class Dispatcher:
         self._drained: asyncio.Future[None] | None = None
         self._drains = DrainQueue(loop)
         self._clocks = PingClocks(loop)
+        self._proxies = origin_proxies
         self._routes: list[Route | FlowRoute | None] = []
         self._retired: list[OriginPool] = []
         self._ingress = DEFAULT_INGRESS
         self._closed = False
-        self.set_ingress(ingress)
+        self.doubts = self.set_ingress(ingress)
+        """What of the first rules may not work; see `set_ingress`."""
 
     def set_access_events(self, wanted: bool) -> None:
         """Report every request from now on, or failures only."""
@@ -133,12 +137,14 @@ class Dispatcher:
         """Dials in flight: the only tasks of the proxy."""
         return sum(pool.dialling for pool in self._pools())
 
-    def set_ingress(self, ingress: Ingress) -> None:
-        """Put a rule set in force for new requests; running ones finish on the old one.
+    def set_ingress(self, ingress: Ingress) -> tuple[str, ...]:
+        """Put a rule set in force for new requests; running ones finish on the old one. Return what may not work.
 
         Errors: ConfigError when an origin cannot start (unreadable `caPool`); then nothing has changed.
         """
         contexts = ContextCache()
+        kinds = (ServiceKind.HTTP, ServiceKind.HELLO)
+        doubts = tuple(filter(None, (contexts.doubt(rule) for rule in ingress.rules if rule.service.kind in kinds)))
         routes = [self._make_route(rule, contexts) for rule in ingress.rules]
         for route in self._routes:
             if isinstance(route, Route):
@@ -148,6 +154,7 @@ class Dispatcher:
         self._routes = routes
         self._ingress = ingress
         self.flows.configure(ingress.warp_routing)
+        return doubts
 
     def accept(self, request: Request, port: StreamPort) -> StreamSink:
         """Serve a stream: choose the rule, start the exchange. Never raises."""
@@ -350,7 +357,9 @@ class Dispatcher:
         """Return a rule at work; None for services that need no origin."""
         service, settings = rule.service, rule.settings
         if service.kind is ServiceKind.HTTP:
-            pool = OriginPool(self.loop, service, settings, contexts.get(service, settings))
+            pool = OriginPool(
+                self.loop, service, settings, contexts.get(service, settings), self._proxies.hop_to(service, settings)
+            )
             return Route(rule, pool, self._fields)
         if service.kind in {ServiceKind.TCP, ServiceKind.BASTION, ServiceKind.SOCKS}:
             return self._flow_route(rule, settings)

@@ -43,12 +43,17 @@ _LACKS_BODY: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"PROPFI
 class Route:
     """One rule with an HTTP origin at work: its pool and the header fields that the connector adds."""
 
-    __slots__ = ("fields", "introduces", "pool", "rule", "upgrade_fields")
+    __slots__ = ("absolute", "fields", "introduces", "pool", "rule", "upgrade_fields")
 
     def __init__(self, rule: Rule, pool: OriginPool, fields: OwnFields) -> None:
         self.rule = rule
         self.introduces = bool(rule.settings.proxy_protocol)
         self.pool = pool
+        hop = pool.hop
+        self.absolute = b"" if hop is None else hop.absolute
+        """What request targets begin with on the way to an HTTP proxy."""
+        if hop is not None and hop.authorization:
+            fields = fields.plus((b"Proxy-Authorization", hop.authorization))
         self.fields = fields.plus((b"Connection", b"keep-alive"))
         self.upgrade_fields = fields.plus(
             (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"), (b"Sec-Websocket-Version", b"13")
@@ -294,7 +299,8 @@ class HttpExchange:
         host = self._host()
         if route.rule.settings.http_host_header:
             fields = fields.plus((b"X-Forwarded-Host", request.host))
-        return encode_request_head(request.method, request.target, host, self._headers(), framing=framing, own=fields)
+        target = route.absolute + request.target if route.absolute else request.target
+        return encode_request_head(request.method, target, host, self._headers(), framing=framing, own=fields)
 
     def _headers(self) -> Headers:
         """Return the eyeball's header fields as the origin gets them."""

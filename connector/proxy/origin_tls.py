@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import ssl
 from collections.abc import Sequence
 
 from connector.errors import ConfigError, OriginDialError, OriginError, OriginTimeoutError
-from connector.proxy.ingress import OriginSettings, Service
+from connector.proxy.ingress import OriginSettings, Rule, Service
 
 _LOCALHOST_ADVICE = {
     False: " Inside a container, localhost is the container itself: use the service's container name.",
@@ -37,26 +38,17 @@ def in_container() -> bool:
 def origin_context(settings: OriginSettings, *, http2: bool = False) -> ssl.SSLContext:
     """Return the client context of a rule: system roots plus `caPool`, TLS 1.2 and later; ALPN only for `http2`.
 
-    Errors: ConfigError for a `caPool` that cannot be read. A file without certificates only adds nothing (cloudflared
-    logs it): the handshake then fails with a text about trust.
+    Errors: ConfigError for a `caPool` that cannot be read. One without certificates only adds nothing.
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # Python 3.13 turned this on; Go has no such check and origins' home-made CAs often fail it.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if settings.ca_pool:
+    for certificate in read_ca_pool(settings):
         try:
-            with open(settings.ca_pool, encoding="utf-8", errors="replace") as file:
-                pem = file.read()
-        except (OSError, ValueError) as error:  # ValueError: no path at all, such as one with a null character
-            raise ConfigError(
-                f"caPool {settings.ca_pool!r} cannot be read: {getattr(error, 'strerror', None) or error}",
-                advice="check the path as this process sees it (inside a container: is the file mounted?)",
-            ) from None
-        try:
-            context.load_verify_locations(cadata=pem)
-        except (ssl.SSLError, ValueError):
-            pass
+            context.load_verify_locations(cadata=certificate)
+        except ssl.SSLError:
+            continue  # the others count all the same, as in Go
     if http2:
         context.set_alpn_protocols(["h2", "http/1.1"])
     if settings.no_tls_verify:
@@ -65,11 +57,52 @@ def origin_context(settings: OriginSettings, *, http2: bool = False) -> ssl.SSLC
     return context
 
 
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
+
+
+def read_ca_pool(settings: OriginSettings) -> list[str]:
+    """Return the certificates in `caPool`, as PEM; there may be none. Errors: ConfigError when it cannot be read."""
+    if not settings.ca_pool:
+        return []
+    try:
+        with open(settings.ca_pool, encoding="latin-1") as file:
+            return _CERTIFICATE.findall(file.read())
+    except (OSError, ValueError) as error:  # ValueError: no path at all, such as one with a null character
+        raise ConfigError(
+            f"caPool {settings.ca_pool!r} cannot be read: {getattr(error, 'strerror', None) or error}",
+            advice="check the path as this process sees it (inside a container: is the file mounted?)",
+        ) from None
+
+
+def _is_certificate(pem: str) -> bool:
+    try:
+        ssl.create_default_context(cadata=pem)
+    except ssl.SSLError:
+        return False
+    return True
+
+
 class ContextCache:
     """Contexts for one rule set: rules that trust the same roots share one (making one takes 10-20 ms)."""
 
     def __init__(self) -> None:
         self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
+        self._pools: dict[str, bool] = {}
+
+    def doubt(self, rule: Rule) -> str:
+        """Return what is wrong with a rule's `caPool` although it can be read; nothing mostly. Errors: ConfigError.
+
+        Read for plain HTTP too, as cloudflared does: a path that leads nowhere is found when it is configured.
+        """
+        path = rule.settings.ca_pool
+        if path not in self._pools:
+            self._pools[path] = not path or any(map(_is_certificate, read_ca_pool(rule.settings)))
+        if self._pools[path]:
+            return ""
+        return (
+            f"Rule #{rule.index + 1}: originRequest.caPool: could not append the provided origin CA to the "
+            f"certificate pool: {path} holds no certificate in PEM"
+        )
 
     def get(self, service: Service, settings: OriginSettings) -> ssl.SSLContext | None:
         """Return the context of a TLS service, None for a plain one. Errors: ConfigError."""

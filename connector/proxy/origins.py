@@ -22,6 +22,7 @@ from connector.errors import OriginDialError, OriginError
 from connector.proxy import limits
 from connector.proxy.ingress import OriginSettings, Service
 from connector.proxy.ingress_services import port_problem
+from connector.proxy.origin_proxy import PROXY_ADVICE, ProxyHop
 from connector.proxy.origin_tls import connect_error, connect_timeout, origin_context, tls_error, tls_timeout
 from connector.proxy.proxy_protocol import encode_proxy_header
 
@@ -190,8 +191,11 @@ class OriginPool:
         service: Service,
         settings: OriginSettings,
         context: ssl.SSLContext | None = None,
+        hop: ProxyHop | None = None,
     ) -> None:
         self.service = service
+        self.hop = hop
+        """The proxy in front of the origin."""
         self.settings = settings
         self._loop = loop
         self.call_soon = loop.call_soon
@@ -202,6 +206,9 @@ class OriginPool:
         self._http2_context = origin_context(settings, http2=True) if self.offers_http2 else None
         self.http2: Multiplexer | None = None
         self._server_name = settings.origin_server_name or service.host or "localhost"
+        if hop is not None and hop.over_tls:
+            self._context, self._server_name = ssl.create_default_context(), hop.proxy.host
+        self._dialled = service if hop is None else hop.service
         self._idle: dict[str, list[OriginConnection]] = {}
         self._idle_count = 0
         self._open: set[OriginConnection] = set()
@@ -211,7 +218,7 @@ class OriginPool:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None
-        self._literal = _literal_address(service)
+        self._literal = _literal_address(self._dialled)
         self.dialled = 0
         """Connections that were ever opened; for tests and metrics."""
 
@@ -234,7 +241,7 @@ class OriginPool:
         """Return what connections for a request's Host must share: the SNI name with `matchSNItoHost`, else nothing."""
         if self.offers_http2:
             return "" if upgrade else H2_KEY
-        if self._context is None or not self.settings.match_sni_to_host or self.settings.origin_server_name:
+        if not self.service.tls or not self.settings.match_sni_to_host or self.settings.origin_server_name:
             return ""
         name = host.decode("latin-1")
         head, colon, port = name.rpartition(":")
@@ -397,18 +404,26 @@ class OriginPool:
     async def _connect(self, user: OriginUser, key: str) -> None:
         if hopeless := port_problem(self.service):
             raise OriginDialError(f"origin {self.service.text}: {hopeless}", advice="correct the service of the rule")
+        hop = self.hop
+        if hop is not None and hop.problem:
+            raise OriginDialError(f"origin {self.service.text}: {hop.problem}", advice=PROXY_ADVICE)
         limit = self.settings.connect_timeout
         tried: list[str] = []
         try:
             async with asyncio.timeout(limit or None):
                 sock = await (self._open_unix() if self.service.path else self._open_tcp(tried))
+                if hop is not None:
+                    sock = await hop.shake_hands(sock, self.service)
                 if user.client is not None:  # in front of TLS, too
                     await self._introduce(sock, user.client)
         except TimeoutError:
-            raise connect_timeout(self.service, limit, tried) from None
+            raise connect_timeout(self._dialled, limit, tried) from None
         except (OSError, UnicodeError) as error:
             problem = error if isinstance(error, OSError) else socket.gaierror(0, "not a valid host name")
-            raise connect_error(self.service, problem, tried) from None
+            failed = connect_error(self._dialled, problem, tried)
+            if hop is not None:
+                failed.advice = PROXY_ADVICE
+            raise failed from None
         name = (key if key and key != H2_KEY else self._server_name) if self._context else None
         try:
             async with asyncio.timeout((self.settings.tls_timeout or None) if self._context else None):
@@ -453,7 +468,7 @@ class OriginPool:
         """Resolve the service's name; dials that start meanwhile share the answer (a lookup occupies a thread)."""
         lookup = self._lookup
         if lookup is None:
-            service = self.service
+            service = self._dialled
             lookup = self._lookup = self._loop.create_task(
                 _resolve(self._loop, service.host, service.port), name=f"look up {service.host}"
             )

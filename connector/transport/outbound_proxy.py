@@ -126,16 +126,10 @@ async def dial_through(
             except EdgeDialError as error:
                 raise EdgeDialError(f"the proxy {proxy} cannot be reached: {error}", advice=PROXY_ADVICE) from None
             try:
-                if proxy.scheme in {"socks5", "socks5h"}:
-                    await _socks(sock, proxy, host, port)
-                elif proxy.scheme == "https":
-                    sock = await _connect_over_tls(sock, proxy, host, port)
-                else:
-                    await _connect(sock, proxy, host, port)
+                return await shake_hands(sock, proxy, host, port)
             except BaseException:
                 sock.close()
                 raise
-            return sock
     except TimeoutError:
         raise EdgeDialError(
             f"the proxy {proxy} did not connect to {format_address(host, port)} within {timeout:g} seconds",
@@ -145,6 +139,20 @@ async def dial_through(
         raise EdgeDialError(
             f"the proxy {proxy} broke the connection: {error.strerror or error}", advice=PROXY_ADVICE
         ) from None
+
+
+async def shake_hands(sock: socket.socket, proxy: OutboundProxy, host: str, port: int) -> socket.socket:
+    """Ask the proxy at the other end of `sock` for `host:port`; return the socket that leads there, often the same.
+
+    Errors: EdgeDialError; OSError where the proxy breaks the connection.
+    """
+    if proxy.scheme in {"socks5", "socks5h"}:
+        await _socks(sock, proxy, host, port)
+    elif proxy.scheme == "https":
+        return await _connect_over_tls(sock, proxy, host, port)
+    else:
+        await _connect(sock, proxy, host, port)
+    return sock
 
 
 # -- HTTP CONNECT (RFC 9110 section 9.3.6)

@@ -58,10 +58,11 @@ class Holder:
     def ingress(self) -> Ingress:
         return self.seen[-1] if self.seen else DEFAULT_INGRESS
 
-    def set_ingress(self, ingress: Ingress) -> None:
+    def set_ingress(self, ingress: Ingress) -> tuple[str, ...]:
         if self.broken:
             raise ConfigError("caPool '/x' cannot be read: gone")
         self.seen.append(ingress)
+        return ()
 
 
 class Clock:

@@ -29,13 +29,15 @@ class Holder:
 
     def __init__(self) -> None:
         self.seen: list[Ingress] = []
+        self.doubts: tuple[str, ...] = ()
 
     @property
     def ingress(self) -> Ingress:
         return self.seen[-1] if self.seen else DEFAULT_INGRESS
 
-    def set_ingress(self, ingress: Ingress) -> None:
+    def set_ingress(self, ingress: Ingress) -> tuple[str, ...]:
         self.seen.append(ingress)
+        return self.doubts
 
 
 class Setup:
@@ -61,6 +63,16 @@ def test_a_push_gets_the_defaults_of_this_process() -> None:
     orchestrator = Orchestrator(setup.holder, log, OriginSettings(ws_keep_alive=40))
     orchestrator.apply(1, GOOD)
     assert setup.holder.ingress.rules[0].settings.ws_keep_alive == 40
+
+
+def test_what_cannot_work_is_said_of_a_push() -> None:
+    setup = Setup()
+    setup.holder.doubts = ("Rule #1: a doubt",)
+    setup.push(1, {"ingress": [{"service": "http://h:99999"}]})
+    warnings = [line["message"] for line in setup.lines if line["level"] == "warn"]
+    assert len(warnings) == 2
+    assert "99999" in str(warnings[0])
+    assert warnings[1] == "Configuration: Rule #1: a doubt"
 
 
 def test_version_0_beats_the_local_configuration() -> None:

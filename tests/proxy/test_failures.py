@@ -278,11 +278,30 @@ def test_websocket_over_tls(on_loop: Runner, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/no/such/file.pem", "/", "no\0path"])
-def test_unreadable_ca_pool_rejects_the_configuration(path: str, on_loop: Runner) -> None:
+@pytest.mark.parametrize("service", ["https://localhost:1", "http://localhost:1", "hello_world"])
+def test_unreadable_ca_pool_rejects_the_configuration(path: str, service: str, on_loop: Runner) -> None:
     async def main() -> None:
         with pytest.raises(ConfigError, match="caPool"):
-            async with rig("https://localhost:1", {"caPool": path}):
+            async with rig(service, {"caPool": path}):
                 pass
+
+    on_loop(main())
+
+
+def test_a_ca_pool_without_certificates_is_said(on_loop: Runner, tmp_path: Path) -> None:
+    pem = Authority().pem()
+    broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    files = {"none": "nothing", "broken": broken, "good": f"# Autorit\u00e9\n{broken}{pem}", "empty": ""}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+
+    async def main() -> None:
+        for name in files:
+            path = tmp_path / name
+            async with rig("https://localhost:1", {"caPool": str(path)}) as it:
+                text = "could not append the provided origin CA to the certificate pool"
+                expected = f"Rule #1: originRequest.caPool: {text}: {path} holds no certificate in PEM"
+                assert it.dispatcher.doubts == (() if name == "good" else (expected,))
 
     on_loop(main())
 

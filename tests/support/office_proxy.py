@@ -1,4 +1,4 @@
-"""An office's proxy on loopback: HTTP CONNECT (also over TLS) and SOCKS5, with the refusals that proxies make.
+"""An office's proxy on loopback: HTTP CONNECT, requests in absolute form, SOCKS5 and the refusals that proxies make.
 
 `async with OfficeProxy() as proxy:`; `proxy.port`; what it was asked for stands in `asked`. In a thread of its own by
 `office_proxy()`, for tests that wait for child processes.
@@ -55,7 +55,7 @@ class OfficeProxy:
             elif first == b"\x05":
                 await self._socks(reader, writer)
             else:
-                await self._http(reader, writer)
+                await self._http(reader, writer, first.decode())
         except (OSError, EOFError, asyncio.CancelledError):
             pass
         finally:
@@ -63,16 +63,21 @@ class OfficeProxy:
             with contextlib.suppress(Exception):
                 writer.close()
 
-    async def _http(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        target = head.split()[1] if not head.startswith(" ") else head.split()[0]
-        host, _, port = target.rpartition(":")
-        self.asked.append(("http", host.strip("[]"), int(port)))
+    async def _http(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: str) -> None:
+        head = first + (await reader.readuntil(b"\r\n\r\n")).decode()
+        target = head.split()[1]
+        absolute = target.startswith("http://")
+        host, _, port = target.removeprefix("http://").partition("/")[0].rpartition(":")
+        self.asked.append(("absolute" if absolute else "http", host.strip("[]"), int(port)))
         if self.user:
             secret = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
             if f"Proxy-Authorization: Basic {secret}\r\n" not in head:
                 writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
                 return
+        if absolute:
+            path = target.removeprefix("http://").partition("/")[2]
+            await self._pass_on(reader, writer, b"", first=head.replace(target, f"/{path}", 1).encode())
+            return
         await self._pass_on(reader, writer, b"HTTP/1.1 200 Connection established\r\n\r\n")
 
     async def _socks(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -107,6 +112,7 @@ class OfficeProxy:
         writer: asyncio.StreamWriter,
         yes: bytes,
         refusal: bytes = b"HTTP/1.1 502 Bad Gateway\r\n\r\n",
+        first: bytes = b"",
     ) -> None:
         _, host, port = self.asked[-1]
         try:
@@ -115,6 +121,7 @@ class OfficeProxy:
             writer.write(refusal)
             return
         writer.write(yes)
+        there_writer.write(first)
         try:
             await asyncio.gather(_copy(reader, there_writer), _copy(there_reader, writer))
         finally:
