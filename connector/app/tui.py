@@ -147,7 +147,8 @@ class FileSource(Source):
 def describe(stream: dict[str, Any], frames: list[dict[str, Any]]) -> list[str]:
     """Return a stream as lines: the findings first, then headers, session, frames."""
     lines = [f"{stream['method']} {stream['url']}", ""]
-    lines += [f"! {line}" for line in stream["diagnosis"]]
+    verdict = stream["verdict"]
+    lines += [f"! {line}" for line in (verdict["line"], *verdict["evidence"], verdict["advice"]) if line]
     ended = "open" if stream["ms"] is None else f"{stream['how']} after {stream['ms']} ms {stream['error']}"
     lines.append(f"status {stream['status']} from {stream['source']}, {ended}")
     lines.append(f"{stream['transport']}, connection {stream['conn']}, rule {stream['rule']} {stream['service']}")

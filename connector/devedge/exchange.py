@@ -236,9 +236,12 @@ class Exchange:
             self._streaming = False
             self.body_end()
             if not self._finished:
-                self._restart_timer(LEAVE_LIMIT, self._cancel)
+                self._restart_timer(LEAVE_LIMIT, self._linger_over)
             return
-        self._cancel()
+        self._cancel("visitor", "it left" if clean else "its connection broke")
+
+    def _linger_over(self) -> None:
+        self._cancel("visitor", f"and the origin did not end it within {LEAVE_LIMIT:g} s")
 
     def accepted(self, size: int) -> None:
         """The visitor's socket took `size` bytes of the response."""
@@ -272,6 +275,7 @@ class Exchange:
                 "502",
                 f"The connector {what} (hop: connector to origin).{trouble}",
                 "Check that the origin service runs, and the connector's log.",
+                source="connector",
             )
             return
         if self._tap is not None:
@@ -325,7 +329,8 @@ class Exchange:
         """The connector reset the stream, or its link is gone."""
         self._upstream = None
         if self._tap is not None:
-            self._tap.end("reset by the connector", str(error))
+            lost = isinstance(error, StreamLostError) and error.code is None
+            self._tap.end("link lost" if lost else "reset by the connector", str(error))
         if self._finished:
             return
         if not self._head_sent:
@@ -357,10 +362,13 @@ class Exchange:
         self._streaming = True
         self._roster.events.emit("response", ray=self.ray, status=status)
 
-    def _page(self, status: int, code: str, what: str, advice: str) -> None:
-        """Answer with a text page of the edge's own."""
+    def _page(self, status: int, code: str, what: str, advice: str, *, source: str = "edge") -> None:
+        """Answer with a text page of the edge's own; `source`: who had to give up."""
         if self._tap is not None:
-            self._tap.end("reset by the edge", f"{status}: {what}")
+            if not self._head_sent:
+                self._tap.on_head(status, (), source)
+            how = "reset by the edge" if source == "edge" and self._upstream is not None else "complete"
+            self._tap.end(how, what.replace("\n", " ").rstrip("."))
         visitor = self._visitor
         if visitor is not None and not self._head_sent:
             self._head_sent = True
@@ -389,7 +397,9 @@ class Exchange:
     def _give_up(self, what: str) -> None:
         self._page(502, "502", what, "This is a fault of the connector or of the origin behind it.")
 
-    def _cancel(self) -> None:
+    def _cancel(self, how: str = "reset by the edge", error: str = "") -> None:
+        if self._tap is not None:
+            self._tap.end(how, error)
         if self._upstream is not None:
             self._upstream.reset()
             self._upstream = None
@@ -417,7 +427,7 @@ class Exchange:
             return
         if self._visitor is not None:
             self._visitor.abort()
-        self._cancel()
+        self._cancel(error=f"idle for {limit:g} s, which the fault idle-cut:{limit:g} allows")
 
     def _maybe_finish(self) -> None:
         if not self._response_ended or self._finished:
@@ -425,7 +435,7 @@ class Exchange:
         if self._request_ended:
             self._finish()
         elif not self._websocket:  # the origin answered before it had read everything: the rest is not wanted
-            self._cancel()
+            self._cancel("complete")
 
     def _finish(self) -> None:
         if self._finished:

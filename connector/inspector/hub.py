@@ -20,6 +20,7 @@ from connector.inspector.links import LinkRecord
 from connector.inspector.redact import redact_bytes, redact_values
 from connector.inspector.streams import STREAM_COST, StreamRecord, WatchedPort, WatchedSink
 from connector.inspector.topics import TopicTree
+from connector.inspector.verdict import SAME_SILENCE, TELLING_SILENCE, label, silence
 from connector.protocol.ports import Acceptor, Buffer, LinkTap, Request, StreamPort, StreamSink
 
 MAX_STREAMS = 2_000
@@ -259,7 +260,9 @@ class Inspector:
                 end = now if record.ended is None else record.started + record.ended
                 found.append({
                     "id": record.identity, "open": record.ended is None, "host": record.host.decode("latin-1"),
-                    "diagnosis": record.diagnosis(), **session.snapshot(end, ended=record.ended is not None),
+                    "time": round(record.wall, 3), "why": label(record),
+                    "ms": None if record.ended is None else round(record.ended * 1000, 1),
+                    "verdict": record.verdict().as_json(), **session.snapshot(end, ended=record.ended is not None),
                 })  # fmt: skip
         return found
 
@@ -270,6 +273,32 @@ class Inspector:
             "seen": self.seen, "forgotten": self.forgotten, "kept": self.kept, "ceiling": MEMORY_CEILING,
             "topics": len(self.topics), "uptime": round(monotonic() - self.started, 1),
         }  # fmt: skip
+
+    def same_silence(self, record: StreamRecord) -> tuple[int, int]:
+        """Return how many streams of the same client the edge cut after as long a silence, and how many ended."""
+        mine, same, ended = silence(record), 0, 0
+        for other in self._same_client(record):
+            ended += 1
+            if other.how == "reset by the edge":
+                same += abs(silence(other) - mine) <= max(0.5, mine * SAME_SILENCE)
+        return same, ended
+
+    def cut_before(self, record: StreamRecord) -> tuple[int, int, float]:
+        """Return the same of the connections before this one, and the silence of the last that was cut."""
+        before = [other for other in self._same_client(record) if other.identity < record.identity]
+        last = next((other for other in reversed(before) if other.how == "reset by the edge"), None)
+        if last is None or silence(last) < TELLING_SILENCE:
+            return 0, len(before), 0.0
+        same, _ = self.same_silence(last)
+        return same, len(before), silence(last)
+
+    def _same_client(self, record: StreamRecord) -> list[StreamRecord]:
+        """Return the ended WebSockets of one MQTT client ID, or of one visitor and path, the oldest first."""
+        return [
+            other
+            for other in self.streams.values()
+            if other.kind is record.kind and other.ended is not None and _client(other) == _client(record)
+        ]
 
     def clear(self) -> None:
         """Forget every ended stream."""
@@ -309,16 +338,32 @@ class Inspector:
             recorder(what, record, details)
 
 
+def _client(record: StreamRecord) -> object:
+    session = record.frames.mqtt if record.frames is not None else None
+    if session is not None and session.client_id:
+        return session.client_id
+    return record.client, record.host, record.target
+
+
 class _Nowhere:
     """The hub of a stream that was forgotten: takes everything, keeps nothing."""
 
     def __init__(self, hub: Inspector) -> None:
         self.kept = 0
+        self.role = hub.role
         self.no_redact = hub.no_redact
         self.topics = None
 
     def has_room(self, size: int) -> bool:
         return False
+
+    def same_silence(self, record: StreamRecord) -> tuple[int, int]:
+        """Nothing is known of others."""
+        return 0, 0
+
+    def cut_before(self, record: StreamRecord) -> tuple[int, int, float]:
+        """Nothing is known of others."""
+        return 0, 0, 0.0
 
     def on_head(self, record: StreamRecord) -> None:
         """Ignore."""

@@ -224,25 +224,6 @@ class MqttSession:
             "from_client": self.counts[CLIENT], "from_broker": self.counts[BROKER], "problems": self.problems,
         }  # fmt: skip
 
-    def diagnosis(self, now: float) -> list[str]:
-        """Return what an ended session says about its end."""
-        found = list(self.problems)
-        if self.state == "disconnected":
-            return found
-        if self.ping_sent > self.ping_answered:
-            found.append(f"the PINGREQ of {now - self.ping_sent:.1f} s before the end got no PINGRESP")
-        limit = self.keep_alive * 1.5
-        if limit and self.last[CLIENT] and now - self.last[CLIENT] >= limit:
-            found.append(
-                f"the client was silent for {now - self.last[CLIENT]:.1f} s, more than its keep-alive of "
-                f"{self.keep_alive} s allows (1.5 times): the broker had to end the session"
-            )
-        if self.state == "connected" and not found:
-            found.append("the session ended without a DISCONNECT: the connection broke, the will is published")
-        if self.state == "connecting":
-            found.append("the broker never answered CONNECT")
-        return found
-
 
 def _who(way: int) -> str:
     return "broker" if way else "client"

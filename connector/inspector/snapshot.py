@@ -111,6 +111,8 @@ def _load_stream(
     record = StreamRecord(
         hub, number, request, str(fields.get("transport")), link.identity if link else 0, int(fields.get("conn") or 0)
     )
+    role = model.sessions[stream.session - 1].get("role") if 0 < stream.session <= len(model.sessions) else None
+    record.role = str(role or hub.role)
     record.wall = float(fields.get("wall") or model.wall(stream.session, fields.get("at", 0.0)))
     record.started = float(fields.get("at", 0.0))
     record.stream_id = fields.get("stream")

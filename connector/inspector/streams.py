@@ -12,9 +12,11 @@ from collections.abc import Callable
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
+from connector.errors import EdgeLostError
 from connector.inspector.frames import Entry, FrameLog
 from connector.inspector.redact import redact_bytes, redact_headers, redact_target
 from connector.inspector.values import bytes_to_json
+from connector.inspector.verdict import Verdict, judge, label
 from connector.protocol.ports import (
     Buffer,
     Headers,
@@ -62,14 +64,15 @@ class StreamRecord:
 
     __slots__ = (
         "bodies", "bytes", "client", "conn_index", "dirty", "ended", "error", "frames", "headers", "host", "how", "hub",
-        "identity", "kind", "link", "marks", "method", "port", "ray", "replay", "response_headers", "rule", "scheme",
-        "service", "source", "started", "status", "stream_id", "target", "trailers", "transport", "wall",
+        "identity", "kind", "link", "marks", "method", "port", "ray", "replay", "response_headers", "role", "rule",
+        "scheme", "service", "source", "started", "status", "stream_id", "target", "trailers", "transport", "wall",
     )  # fmt: skip
 
     def __init__(
         self, hub: Inspector, identity: int, request: Request, transport: str, link: int, conn_index: int
     ) -> None:
         self.hub = hub
+        self.role = hub.role  # whose view it is: what the edge knows of a cut, the connector can only infer
         self.identity = identity
         self.transport = transport
         self.link = link
@@ -225,7 +228,7 @@ class StreamRecord:
             "up": self.bytes[0], "down": self.bytes[1], "client": _text(self.client), "ray": _text(self.ray),
             "ms": None if self.ended is None else round(self.ended * 1000, 1), "how": self.how, "error": self.error,
             "mqtt": session.client_id or "?" if session is not None else None, "replay": self.replay or None,
-            "frames": sum(self.frames.counts) if self.frames is not None else None,
+            "frames": sum(self.frames.counts) if self.frames is not None else None, "why": label(self),
         }  # fmt: skip
 
     def detail(self, no_redact: bool = False) -> dict[str, Any]:
@@ -240,7 +243,7 @@ class StreamRecord:
         }  # fmt: skip
         found["marks"] = {name: round(at * 1000, 3) for name, at in self.marks.items()}
         found["age"] = round((now - self.started) * 1000, 1)
-        found["diagnosis"] = self.diagnosis()
+        found["verdict"] = self.verdict().as_json()
         if frames is not None:
             found["frame_log"] = {
                 "counts": frames.counts, "dropped": frames.dropped, "broken": frames.broken, "closed": frames.closed,
@@ -277,41 +280,13 @@ class StreamRecord:
                     continue
         return (data, encoding) if self.hub.no_redact else (b"", f"{encoding}, not shown: cannot be redacted")
 
+    def verdict(self) -> Verdict:
+        """Return why the stream ended, or what looks wrong while it runs."""
+        return judge(self, monotonic())
+
     def diagnosis(self) -> list[str]:
-        """Return what the record says about how the stream ended, the most telling first."""
-        found: list[str] = []
-        if self.ended is None:
-            return found
-        seconds = f"{self.ended:.1f} s"
-        match self.how:
-            case "origin" if self.kind is RequestKind.WEBSOCKET:
-                found.append(f"the origin (or broker) ended the connection first, after {seconds}")
-            case "visitor" if self.kind is RequestKind.WEBSOCKET:
-                found.append(f"the visitor ended the connection first, after {seconds}")
-            case "reset by the edge":
-                found.append(f"the edge cut the stream after {seconds}{f': {self.error}' if self.error else ''}")
-            case "reset by the connector":
-                found.append(f"the connector gave the stream up after {seconds}: the origin failed, or it is closing")
-        frames = self.frames
-        if frames is not None and self.kind is RequestKind.WEBSOCKET:
-            for way, who in ((UP, "visitor"), (DOWN, "origin")):
-                if frames.closed[way]:
-                    found.append(f"the {who} sent a WebSocket close frame: {frames.closed[way]}")
-            if frames.ring:
-                silent = self.started + self.ended - frames.ring[-1].now
-                if silent >= 5:
-                    found.append(f"nothing had passed for {silent:.1f} s when it ended")
-                    if 95 <= silent <= 105 and self.how == "reset by the edge":
-                        found.append(
-                            "the real edge cuts a WebSocket that is idle for 100 s: let the client ping more often"
-                        )
-            if frames.mqtt is not None:
-                found += frames.mqtt.diagnosis(self.started + self.ended)
-        if self.source == "connector" and self.status >= 500:
-            found.append(
-                "the connector itself answered: the origin could not be reached or answered garbage (see its log)"
-            )
-        return found
+        """Return the verdict as sentences, the most telling first."""
+        return self.verdict().lines
 
 
 class WatchedSink:
@@ -343,10 +318,14 @@ class WatchedSink:
 
     def on_reset(self, error: BaseException | None) -> None:
         """Take the end of everything."""
+        record = self._record
         try:
-            self._record.end("reset by the edge", str(error) if error is not None else "")
+            if isinstance(error, EdgeLostError) or (error is None and record.transport == "http2"):
+                record.end("link lost", str(error) if error is not None else "the connector closed it")
+            else:
+                record.end("reset by the edge", str(error) if error is not None else "")
         except Exception as failure:
-            self._record.failed(failure)
+            record.failed(failure)
         self._sink.on_reset(error)
 
 

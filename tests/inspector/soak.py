@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from connector.wire import mqtt
-from connector.wire.websocket import BINARY, Frame, encode_frame
+from connector.wire.websocket import BINARY, PING, PONG, Frame, FrameSplitter, encode_frame
 from tests.inspector.test_browser import CHROMIUM, browser
 from tests.support.origins import mosquitto
 from tests.support.processes import MOSQUITTO, Tunnel, tunnel
@@ -38,7 +38,6 @@ class Client:
 
     def __init__(self) -> None:
         self.received = 0
-        self.rest = b""
 
     async def connect(self, up: Tunnel, name: str) -> None:
         context = ssl.create_default_context(cafile=str(up.ca))
@@ -61,12 +60,15 @@ class Client:
     def send(self, packet: bytes) -> None:
         self.writer.write(encode_frame(Frame(BINARY, packet, mask=b"\x11\x22\x33\x44")))
 
-    async def count(self, size: int) -> None:
-        """Count frames of `size` bytes as they come back."""
-        total = 0
+    async def read(self) -> None:
+        """Count the messages that come, and answer pings: Mosquitto's WebSocket library sends one after 300 s."""
+        splitter = FrameSplitter()
         while data := await self.reader.read(1 << 18):
-            total += len(data)
-            self.received = total // size
+            for frame in splitter.feed(data):
+                if frame.opcode == BINARY:
+                    self.received += 1
+                elif frame.opcode == PING:
+                    self.writer.write(encode_frame(Frame(PONG, frame.payload, mask=b"\x11\x22\x33\x44")))
 
 
 async def load(up: Tunnel, rate: int, seconds: float, report: Any) -> float:
@@ -82,7 +84,7 @@ async def load(up: Tunnel, rate: int, seconds: float, report: Any) -> float:
         for number in range(TOPICS)
     ]
     frames = [encode_frame(Frame(BINARY, packet, mask=b"\x11\x22\x33\x44")) for packet in packets]
-    counting = asyncio.create_task(subscriber.count(len(packets[0]) + 2))
+    reading = asyncio.gather(publisher.read(), subscriber.read())
     started = time.monotonic()
     sent = 0
     next_report = started + 10
@@ -99,10 +101,10 @@ async def load(up: Tunnel, rate: int, seconds: float, report: Any) -> float:
     elapsed = time.monotonic() - started
     await asyncio.sleep(1)
     received = subscriber.received
-    counting.cancel()
+    reading.cancel()
     publisher.writer.close()
     subscriber.writer.close()
-    await asyncio.gather(counting, return_exceptions=True)
+    await asyncio.gather(reading, return_exceptions=True)
     return received / elapsed
 
 

@@ -304,7 +304,7 @@ def test_faults_from_the_edge_s_page(tmp_path: Path) -> None:
         page.wait_for_selector("#faults >> text=reset:1")
         ask(up, "/y")
         page.click("#view-streams")
-        page.wait_for_selector("tr[data-id='2'] >> text=✕")
+        page.wait_for_selector("tr[data-id='2'] >> text=cut by the edge")
         page.click("#view-faults")
         page.click("#clear-faults")
         page.wait_for_selector("#faults >> text=reset:1", state="detached")

@@ -97,7 +97,7 @@ function drawStreams() {
   const focused = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.id : null;
   const known = new Map([...body.children].map((node) => [node.dataset.id, node]));
   body.replaceChildren(...rows.map((row) => {
-    const key = `${row.status} ${row.up} ${row.down} ${row.ms} ${row.mqtt} ${state.picked === row.id}`;
+    const key = `${row.status} ${row.up} ${row.down} ${row.ms} ${row.mqtt} ${row.why} ${state.picked === row.id}`;
     const old = known.get(String(row.id));
     if (old && old.dataset.key === key) return old;
     return streamRow(row, key, !old && known.size > 0);
@@ -107,12 +107,11 @@ function drawStreams() {
 }
 
 function streamRow(row, key, fresh) {
-  const failed = row.how && row.how.startsWith("reset");
   const kind = row.mqtt ? "MQTT" : row.kind === "websocket" ? "WS" : row.kind === "tcp" ? "TCP" : "";
   return el("tr", { tabindex: 0, "data-id": row.id, "data-key": key, class: `${state.picked === row.id ? "picked" : ""} ${fresh ? "new" : ""}`, onclick: () => open(row.id) },
     el("td", { class: "wide mono faint" }, clock(row.time)), el("td", {}, el("span", { class: "tag" }, row.transport)),
-    el("td", { class: `s${Math.floor((row.status || 0) / 100)}` }, row.status || "…", failed ? el("span", { class: "bad", title: row.error || row.how }, " ✕") : null),
-    el("td", {}, row.method), el("td", { class: "url" }, row.url, " ", kind ? el("span", { class: "tag" }, row.mqtt ? `MQTT ${row.mqtt}` : kind) : null, row.replay ? el("span", { class: "tag" }, `replay of ${row.replay}`) : null),
+    el("td", { class: `s${Math.floor((row.status || 0) / 100)}` }, row.status || "…"),
+    el("td", {}, row.method), el("td", { class: "url" }, row.url, " ", row.why ? el("span", { class: "tag bad", title: row.error || row.how }, row.why) : null, " ", kind ? el("span", { class: "tag" }, row.mqtt ? `MQTT ${row.mqtt}` : kind) : null, row.replay ? el("span", { class: "tag" }, `replay of ${row.replay}`) : null),
     el("td", { class: "wide extra", title: row.service }, row.rule === null ? "" : `${row.rule}`), el("td", { class: "wide extra" }, row.conn < 0 ? "" : row.conn),
     el("td", { class: "num wide extra" }, size(row.up)), el("td", { class: "num wide extra" }, size(row.down)), el("td", { class: "num" }, span(row.ms)),
     el("td", { class: "wide extra" }, row.client), el("td", { class: "wide extra mono faint" }, row.ray));
@@ -145,7 +144,8 @@ async function drawDetail(first) {
   const head = [
     el("div", { class: "bar" }, el("button", { id: "close", "aria-label": "Close", onclick: closeDetail }, "✕"), tabs.map(([name, title]) => el("button", { role: "tab", id: `tab-${name}`, "aria-selected": state.tab === name ? "true" : "false", onclick: () => { state.tab = name; drawDetail(false); } }, title))),
     el("h2", { class: "url" }, `${stream.method} ${stream.url}`),
-  ];
+    verdictView(stream),
+  ].filter(Boolean);
   if (state.tab === "overview") overview(content, stream);
   if (state.tab === "request") content.append(el("h3", {}, "Headers"), headerTable(stream.request.headers), bodyPart("request", stream));
   if (state.tab === "response") content.append(el("h3", {}, "Headers"), headerTable(stream.response.headers), stream.response.trailers.length ? el("h3", {}, "Trailers") : null, stream.response.trailers.length ? headerTable(stream.response.trailers) : "", bodyPart("response", stream));
@@ -164,8 +164,7 @@ function bodyPart(which, stream) {
 function overview(content, stream) {
   const can = (feature) => (state.status.features || []).includes(feature);
   const copy = (kind) => el("button", { "data-copy": kind, onclick: () => attempt(async () => snippetDialog((await api(`/api/streams/${stream.id}/snippet?as=${kind}`)).text)) }, `Copy as ${kind}`);
-  content.append(...stream.diagnosis.map((line) => el("p", { class: "finding" }, line)),
-    el("p", {}, can("replay") && stream.kind === "http" ? [el("button", { id: "replay", onclick: () => attempt(async () => { const { id } = await api(`/api/streams/${stream.id}/replay`, {}); await open(id); }) }, "Replay"), " ", el("button", { id: "edit", onclick: () => editDialog(stream) }, "Edit and replay…"), " "] : "", copy("curl"), " ", stream.session ? copy("mosquitto_pub") : "", " ", copy("pytest")),
+  content.append(el("p", {}, can("replay") && stream.kind === "http" ? [el("button", { id: "replay", onclick: () => attempt(async () => { const { id } = await api(`/api/streams/${stream.id}/replay`, {}); await open(id); }) }, "Replay"), " ", el("button", { id: "edit", onclick: () => editDialog(stream) }, "Edit and replay…"), " "] : "", copy("curl"), " ", stream.session ? copy("mosquitto_pub") : "", " ", copy("pytest")),
     el("h3", {}, "Timing"), waterfall(stream),
     el("dl", {}, ...[["Status", `${stream.status || "none yet"}${stream.source ? `, from ${stream.source}` : ""}`], ["Ended", stream.ms === null ? "open" : `${stream.how} after ${span(stream.ms)} ${stream.error}`], ["Bytes", `${size(stream.up)} up, ${size(stream.down)} down`], ["Transport", `${stream.transport}, connection ${stream.conn}, stream ${text(stream.stream)}`], ["Rule", stream.rule === null ? "none" : `${stream.rule}: ${stream.service}`], ["Client", stream.client], ["Ray", stream.ray], ["Started", new Date(stream.time * 1000).toISOString()]].flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])));
 }
@@ -175,12 +174,9 @@ async function frameList(content, stream, id) {
   for (const frame of fresh) { state.frames.set(frame.seq, frame); state.lastSeq = Math.max(state.lastSeq, frame.seq); }
   while (state.frames.size > 600) state.frames.delete(state.frames.keys().next().value);
   const log = stream.frame_log;
-  content.append(el("p", { class: "faint" }, `${log.counts[0]} frames up, ${log.counts[1]} down${log.dropped ? `, ${log.dropped} forgotten` : ""}`), log.broken ? el("p", { class: "finding" }, `Not understood any more: ${log.broken}`) : "", ...stream.diagnosis.map((line) => el("p", { class: "finding" }, line)));
-  const rows = [...state.frames.values()].reverse().slice(0, 300).map((frame) => el("tr", { tabindex: 0, "data-frame": frame.seq, onclick: () => attempt(() => frameDialog(id, frame.seq)) },
-    el("td", { class: "num faint" }, frame.at.toFixed(3)), el("td", { class: `way${frame.way}` }, frame.way ? "↓" : "↑"),
-    el("td", {}, frame.packets.length ? frame.packets.map((packet) => el("div", {}, el("b", {}, packet.type), " ", packet.text)) : [el("b", {}, frame.opcode), " ", el("span", { class: "mono faint" }, text(typeof frame.payload === "string" ? frame.payload : frame.payload.hex).slice(0, 120))]),
-    el("td", { class: "num" }, size(frame.length))));
-  content.append(el("table", { id: "frames" }, el("thead", {}, el("tr", {}, el("th", { class: "num" }, "Seconds"), el("th", {}, ""), el("th", {}, "Frame"), el("th", { class: "num" }, "Size"))), el("tbody", {}, rows)));
+  const shownFrames = [...state.frames.values()].reverse().slice(0, 300);
+  content.append(el("p", { class: "faint" }, `${log.counts[0]} frames up, ${log.counts[1]} down${log.dropped ? `, ${log.dropped} forgotten` : ""}`), log.broken ? el("p", { class: "finding" }, `Not understood any more: ${log.broken}`) : "",
+    el("table", { id: "frames" }, el("thead", {}, el("tr", {}, el("th", { class: "num" }, "Seconds"), el("th", {}, ""), el("th", {}, "Frame"), el("th", { class: "num" }, "Size"))), el("tbody", {}, frameRows(shownFrames, stream, (seq) => attempt(() => frameDialog(id, seq))))));
 }
 
 async function frameDialog(id, seq) {
@@ -221,9 +217,13 @@ async function drawMqtt() {
   const found = await api("/api/mqtt");
   if (state.view !== "mqtt") return;
   const scroll = $("list").scrollTop;
+  const opened = found.sessions.filter((session) => session.open), ended = found.sessions.filter((session) => !session.open);
+  const goto = (session) => el("button", { onclick: () => { show("streams"); open(session.id); } }, `Stream ${session.id}`);
   $("list").replaceChildren(
-    el("h2", {}, `Sessions (${found.sessions.length})`),
-    el("div", { class: "cards" }, found.sessions.slice(-60).reverse().map((session) => el("div", { class: "card" }, el("p", {}, el("button", { onclick: () => { show("streams"); open(session.id); } }, `Stream ${session.id}`), " ", el("span", { class: session.open ? "ok" : "faint" }, session.open ? "open" : "ended"), " ", session.host), sessionView(session), session.diagnosis.map((line) => el("p", { class: "finding" }, line))))),
+    el("h2", {}, `Open sessions (${opened.length})`),
+    el("div", { class: "cards" }, opened.slice(-60).reverse().map((session) => el("div", { class: "card" }, el("p", {}, goto(session), " ", session.host), verdictView({ verdict: session.verdict, session, ms: session.ms }), sessionView(session)))),
+    ended.length ? el("h2", {}, `Ended sessions (${ended.length})`) : "",
+    ended.length ? el("table", { class: "plain", id: "ended" }, el("tbody", {}, ended.slice(-100).reverse().map((session) => el("tr", {}, el("td", { class: "faint mono" }, clock(session.time)), el("td", { class: "mono" }, session.client_id || "?"), el("td", { class: "num" }, span(session.ms)), el("td", {}, session.why ? el("span", { class: "tag bad" }, session.why) : "in order"), el("td", { class: "wide" }, session.verdict.line), el("td", {}, goto(session)))))) : "",
     el("h2", {}, `Topics (${found.topics_total})`), el("div", { class: "tree", id: "topics" }, treeView(topicTree(found.topics), state, "")));
   $("list").scrollTop = scroll;
 }

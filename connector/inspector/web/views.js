@@ -62,6 +62,42 @@ function headerTable(headers) {
   return el("table", { class: "plain" }, el("tbody", {}, headers.map(([name, value]) => el("tr", {}, el("td", { class: "faint mono" }, name), el("td", { class: "mono url" }, value)))));
 }
 
+// What went wrong, at which hop, and what to do; null when there is nothing to say.
+function verdictView(stream) {
+  const verdict = stream.verdict;
+  if (!verdict.line) return null;
+  const hops = [["visitor", stream.session ? "client" : "visitor"], ["edge", "edge"], ["connector", "connector"], ["origin", stream.session ? "broker" : "origin"]];
+  const chain = hops.flatMap(([name, title], at) => [at ? el("span", { class: verdict.hop === "link" && name === "connector" ? "line bad" : "line" }, verdict.hop === "link" && name === "connector" ? "✂" : "") : null, el("span", { class: verdict.hop === name ? "hop at" : "hop" }, verdict.hop === name && stream.ms !== null ? `✂ ${title}` : title)]);
+  return el("div", { class: verdict.hop ? "verdict" : "verdict fine", role: "status" }, verdict.hop ? el("p", { class: "chain", "aria-label": `Where: ${verdict.hop}` }, chain) : null, el("p", { class: "line1" }, verdict.line), verdict.evidence.length ? el("ul", {}, verdict.evidence.map((line) => el("li", {}, line))) : null, verdict.advice ? el("p", { class: "advice" }, "→ ", verdict.advice) : null);
+}
+
+// Frames, the newest first, with the silences between them and the end.
+const TELLING_SILENCE = 5;
+
+function frameRows(frames, stream, open) {
+  const end = stream.ms === null ? stream.age / 1000 : stream.ms / 1000;
+  const rows = [];
+  const note = (at, kind, words) => rows.push(el("tr", { class: kind }, el("td", { class: "num faint" }, at === null ? "" : at.toFixed(3)), el("td", {}, ""), el("td", { colspan: 2 }, words)));
+  if (stream.ms !== null) note(end, stream.why ? "note bad" : "note", `■ ${stream.why || `ended: ${stream.how}`}`);
+  let later = end;
+  const answered = new Set();
+  let answers = 0;
+  for (const frame of frames) for (const packet of frame.packets) {
+    if (packet.type === "PINGRESP") answers += 1;
+    if (packet.type === "PINGREQ") { if (answers) { answers -= 1; answered.add(frame.seq); } }
+  }
+  for (const frame of frames) {
+    if (later - frame.at >= TELLING_SILENCE) note(null, "note faint", `┆ ${later === end && stream.ms === null ? "silent for" : "nothing for"} ${(later - frame.at).toFixed(1)} s`);
+    later = frame.at;
+    const lost = frame.packets.some((packet) => packet.type === "PINGREQ") && !answered.has(frame.seq) && end - frame.at >= 2;
+    rows.push(el("tr", { tabindex: 0, "data-frame": frame.seq, onclick: () => open(frame.seq) },
+      el("td", { class: "num faint" }, frame.at.toFixed(3)), el("td", { class: `way${frame.way}` }, frame.way ? "↓" : "↑"),
+      el("td", {}, frame.packets.length ? frame.packets.map((packet) => el("div", {}, el("b", {}, packet.type), " ", packet.text, packet.type === "PINGREQ" && lost ? el("span", { class: "tag bad" }, "no PINGRESP") : null)) : [el("b", {}, frame.opcode), " ", el("span", { class: "mono faint" }, text(typeof frame.payload === "string" ? frame.payload : frame.payload.hex).slice(0, 120))]),
+      el("td", { class: "num" }, size(frame.length))));
+  }
+  return rows;
+}
+
 const NS = "http://www.w3.org/2000/svg";
 
 // From the edge to the connector to the origin and back, as bars on one scale.
