@@ -30,6 +30,9 @@ SAME_SILENCE = 0.05
 PING_PATIENCE = 2.0
 """Seconds from which on an open ping is worth a word: a broker answers within a round trip."""
 
+NO_ANSWER = 5.0
+"""Seconds without a response head from which on they are worth a word."""
+
 SAFE_PING = 30
 """Seconds between pings that every hop known of lets live: home routers and mobile networks forget after 60."""
 
@@ -78,6 +81,9 @@ def label(record: StreamRecord) -> str:
     """Return a few words for the table's row; cheap, for it is made for every row."""
     if record.ended is None or record.how in {"complete", ""}:
         return ""
+    session = record.frames.mqtt if record.frames is not None else None
+    if _unanswered(record, session):
+        return "no PINGRESP"
     idle = ""
     if record.kind is not RequestKind.HTTP and (quiet := silence(record)) >= TELLING_SILENCE:
         idle = f", idle {quiet:.0f} s"
@@ -91,7 +97,6 @@ def label(record: StreamRecord) -> str:
         case "visitor":
             return "" if record.kind is not RequestKind.HTTP and not record.error else "visitor left"
         case "origin":
-            session = record.frames.mqtt if record.frames is not None else None
             return "" if session is not None and session.state == "disconnected" else "closed by the origin"
     return ""
 
@@ -239,6 +244,11 @@ def _by_origin(record: StreamRecord, session: MqttSession | None, what: str, evi
 def _open(record: StreamRecord, now: float) -> Verdict:
     """A stream that still runs: what looks wrong, or will be."""
     frames = record.frames
+    if not record.status and (waited := now - record.started) >= NO_ANSWER:
+        return Verdict(
+            "origin", "", f"No answer of {record.service or 'the origin'} for {waited:.0f} s.",
+            ["Cloudflare's edge gives up after 100 s (524)."], "",
+        )  # fmt: skip
     if frames is None or record.kind is RequestKind.HTTP:
         return NOTHING
     session = frames.mqtt

@@ -78,7 +78,7 @@ function frameRows(frames, stream, open) {
   const end = stream.ms === null ? stream.age / 1000 : stream.ms / 1000;
   const rows = [];
   const note = (at, kind, words) => rows.push(el("tr", { class: kind }, el("td", { class: "num faint" }, at === null ? "" : at.toFixed(3)), el("td", {}, ""), el("td", { colspan: 2 }, words)));
-  if (stream.ms !== null) note(end, stream.why ? "note bad" : "note", `■ ${stream.why || `ended: ${stream.how}`}`);
+  if (stream.ms !== null) note(end, stream.why ? "note bad" : "note", `■ ${stream.why || (stream.how === "complete" ? "complete" : `ended by the ${stream.how}`)}`);
   let later = end;
   const answered = new Set();
   let answers = 0;
