@@ -23,7 +23,7 @@ from connector.errors import ConfigError, WireError
 from connector.inspector.frames import Entry
 from connector.inspector.hub import ControlRow, Inspector
 from connector.inspector.links import LinkRecord
-from connector.inspector.redact import redact_bytes, redact_headers, redact_target
+from connector.inspector.redact import redact_bytes, redact_headers, redact_target, redact_text
 from connector.inspector.streams import DOWN, UP, StreamRecord
 from connector.wire import mqtt
 
@@ -219,8 +219,10 @@ class CaptureWriter:
             "length": entry.length, "at": round(entry.now - self._started, 6),
         }  # fmt: skip
         if entry.packets:
-            fields["packets"] = [[mqtt.NAMES[packet.kind], packet.text] for packet in entry.packets]
-        self._put(fields, entry.payload if self.hub.no_redact else redact_bytes(entry.payload))
+            keep = self.hub.no_redact
+            fields["packets"] = [[mqtt.NAMES[packet.kind], packet.shown(keep)] for packet in entry.packets]
+        cut = entry.length > len(entry.payload)
+        self._put(fields, entry.payload if self.hub.no_redact else redact_bytes(entry.payload, cut=cut))
 
     def _end(self, record: StreamRecord) -> None:
         for way in (UP, DOWN):
@@ -228,7 +230,7 @@ class CaptureWriter:
             if body.size:
                 data, encoding = record.plain_body(way)
                 if not self.hub.no_redact:
-                    data = redact_bytes(data)
+                    data = redact_bytes(data, cut=body.truncated)
                 self._put(
                     {
                         "t": "body", "id": record.identity, "way": way, "size": body.size,
@@ -238,7 +240,8 @@ class CaptureWriter:
                 )  # fmt: skip
         self._put(
             {
-                "t": "end", "id": record.identity, "how": record.how, "error": record.error, "up": record.bytes[UP],
+                "t": "end", "id": record.identity, "how": record.how,
+                "error": record.error if self.hub.no_redact else redact_text(record.error), "up": record.bytes[UP],
                 "down": record.bytes[DOWN], "ms": round((record.ended or 0) * 1000, 3),
                 "marks": {name: round(at * 1000, 3) for name, at in record.marks.items()},
                 "trailers": _headers(record.trailers, self.hub.no_redact), "diagnosis": record.diagnosis(),

@@ -13,6 +13,14 @@ from typing import Any
 
 from connector.errors import WireError
 from connector.inspector.capnp_values import LAYOUTS, Note, Reader
+from connector.inspector.redact import (
+    is_secret_name,
+    mask_spans,
+    redact_bytes,
+    redact_headers,
+    redact_target,
+    redact_text,
+)
 from connector.wire import mqtt, websocket
 from connector.wire.capnp import message_length
 from connector.wire.h2_frames import (
@@ -51,10 +59,11 @@ V3_CODES = {0: "OK", 1: "destination unreachable", 2: "unable to bind socket", 3
 class Decoded:
     """What bytes turned out to be: the form, the value (JSON-like with bytes), and where each part lies.
 
-    `secrets` are the spans that must not be shown, as offset and length in `data`.
+    `secrets` are the spans that must not be shown, as offset and length in `data`; `safe` what may be said of one, by
+    its offset.
     """
 
-    __slots__ = ("data", "form", "notes", "secrets", "value")
+    __slots__ = ("data", "form", "notes", "safe", "secrets", "value")
 
     def __init__(
         self, form: str, data: bytes, value: Any, notes: list[Note], secrets: list[tuple[int, int]] | None = None
@@ -64,6 +73,16 @@ class Decoded:
         self.value = value
         self.notes = notes
         self.secrets = secrets or []
+        self.safe: dict[int, str] = {}
+
+    def masked(self) -> tuple[bytes, list[Note]]:
+        """Return bytes and notes without secrets; lengths and offsets stay."""
+        notes: list[Note] = []
+        for start, size, name, text in self.notes:
+            hidden = size and any(start < at + length and at < start + size for at, length in self.secrets)
+            words = self.safe.get(start) or f"({size} bytes, masked)" if hidden and "bytes)" not in text else text
+            notes.append((start, size, name, redact_text(words)))
+        return redact_bytes(mask_spans(self.data, self.secrets)), notes
 
 
 def decode(data: bytes, form: str = "auto") -> Decoded:
@@ -197,7 +216,15 @@ def _connect(data: bytes, layout: str, form: str) -> Decoded:
     at += length
     if at < len(data):
         notes.append((at, len(data) - at, "payload", f"{len(data) - at} bytes"))
-    return Decoded(form, data, value, notes)
+    secrets = []
+    for number, item in enumerate(metadata):
+        field = (str(item["key"]).removeprefix("HttpHeader:").encode(), str(item["val"]).encode())
+        if redact_headers([field]) != [field]:
+            secrets += [note[:2] for note in notes if note[2].endswith(f".metadata[{number}].val")]
+    target = str(value.get("dest") or "").encode()
+    if redact_target(target) != target:
+        secrets += [note[:2] for note in notes if note[2].endswith(".dest")]
+    return Decoded(form, data, value, notes, secrets)
 
 
 def _connect_request(data: bytes) -> Decoded:
@@ -211,6 +238,8 @@ def _connect_response(data: bytes) -> Decoded:
 def _h2(data: bytes) -> Decoded:
     notes: list[Note] = []
     frames: list[dict[str, Any]] = []
+    secrets: list[tuple[int, int]] = []
+    safe: dict[int, str] = {}
     at = 0
     if data.startswith(PREFACE):
         notes.append((0, len(PREFACE), "preface", "the client's opening, RFC 9113 section 3.4"))
@@ -233,11 +262,17 @@ def _h2(data: bytes) -> Decoded:
         value, text = describe_frame(kind, flags, payload, hpack)
         if length:
             notes.append((at, length, name, text))
+        fields = [(bytes(key), bytes(item)) for key, item in value.get("headers", ())]
+        if (shown := redact_headers(fields)) != fields:
+            secrets.append((at, length))
+            safe[at] = "; ".join(f"{key.decode('latin-1')}: {item.decode('latin-1')}" for key, item in shown)
         frames.append({"type": name, "flags": flags, "stream": stream_id & STREAM_ID_MASK, **value})
         at += length
     if not frames:
         raise WireError("no HTTP/2 frame")
-    return Decoded("h2", data, frames, notes)
+    found = Decoded("h2", data, frames, notes, secrets)
+    found.safe = safe
+    return found
 
 
 def flags_text(kind: int, flags: int) -> str:
@@ -398,6 +433,11 @@ def decode_mqtt(packet: bytes, version: int) -> tuple[dict[str, Any], list[Note]
         for start, size, name, _ in notes
         if name in mqtt.SECRET_FIELDS
     ]
+    for start, size, name, _ in list(notes):  # a user property: identifier, length, name, length, value
+        if name == "user_property" and size > 5:
+            length = int.from_bytes(packet[start + 1 : start + 3], "big")
+            if is_secret_name(packet[start + 3 : start + 3 + length]):
+                secrets.append((start + 5 + length, size - 5 - length))
     return {"packet": found.name, **found.fields}, notes, secrets, version
 
 
@@ -432,13 +472,15 @@ def _headers(data: bytes) -> Decoded:
         raise WireError("no serialised header list")
     notes: list[Note] = []
     at = data.find(raw) if raw else 0
+    secrets = []
     for part in raw.split(b";"):
         if part:
-            name, _, value = part.partition(b":")
-            field = b": ".join(_unpadded(item) for item in (name, value))
-            notes.append((at, len(part), "header", field.decode("latin-1")))
+            name, value = (_unpadded(item) for item in part.partition(b":")[::2])
+            notes.append((at, len(part), "header", f"{name.decode('latin-1')}: {value.decode('latin-1')}"))
+            if redact_headers([(name, value)]) != [(name, value)]:
+                secrets.append((at, len(part)))
         at += len(part) + 1
-    return Decoded("headers", data, [list(field) for field in fields], notes)
+    return Decoded("headers", data, [list(field) for field in fields], notes, secrets)
 
 
 def _unpadded(data: bytes) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any
 
 from connector.errors import WireError
 from connector.inspector.mqtt_session import MqttSession, Summary
-from connector.inspector.redact import mask_spans, redact_bytes
+from connector.inspector.redact import mask_spans, redact_bytes, redact_text
 from connector.inspector.topics import TopicTree
 from connector.inspector.values import bytes_to_json
 from connector.wire import mqtt, websocket
@@ -142,7 +142,8 @@ class FrameLog:
         if opcode == websocket.CLOSE:
             try:
                 code, reason = websocket.decode_close(payload)
-                self.closed[way] = f"{code} {reason}".strip()
+                words = reason if self._keep_secrets else redact_text(reason)
+                self.closed[way] = f"{code} {words}".strip()
             except WireError:
                 self.closed[way] = "malformed"
         data = opcode < 8
@@ -210,8 +211,9 @@ class FrameLog:
 
     def _keep(self, entry: Entry) -> None:
         self._on_entry(entry)
-        if len(entry.payload) > KEPT_PAYLOAD:
-            entry.payload = entry.payload[:KEPT_PAYLOAD]
+        if len(entry.payload) > KEPT_PAYLOAD:  # masked before it is cut: half a secret does not look like one
+            payload = entry.payload if self._keep_secrets else redact_bytes(entry.payload)
+            entry.payload = payload[:KEPT_PAYLOAD]
         ring = self.ring
         ring.append(entry)
         self.kept += ENTRY_COST + len(entry.payload)
@@ -253,10 +255,13 @@ class FrameLog:
 
 def describe_entry(entry: Entry, start: float, no_redact: bool) -> dict[str, Any]:
     """Return an entry as JSON: seconds from `start`, way, opcode, text or hex."""
-    payload = entry.payload if no_redact else redact_bytes(entry.payload)
+    cut = entry.length > len(entry.payload)
+    payload = entry.payload if no_redact else redact_bytes(entry.payload, cut=cut)
     return {
         "seq": entry.seq, "at": round(entry.now - start, 4), "way": entry.way, "fin": entry.fin,
         "opcode": websocket.opcode_name(entry.opcode), "length": entry.length, "payload": bytes_to_json(payload),
         "truncated": entry.length > len(entry.payload),
-        "packets": [{"type": mqtt.NAMES[item.kind], "text": item.text, "size": item.size} for item in entry.packets],
+        "packets": [
+            {"type": mqtt.NAMES[item.kind], "text": item.shown(no_redact), "size": item.size} for item in entry.packets
+        ],
     }  # fmt: skip

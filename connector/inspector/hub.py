@@ -258,12 +258,18 @@ class Inspector:
             session = record.frames.mqtt if record.frames is not None else None
             if session is not None:
                 end = now if record.ended is None else record.started + record.ended
-                found.append({
-                    "id": record.identity, "open": record.ended is None, "host": record.host.decode("latin-1"),
-                    "time": round(record.wall, 3), "why": label(record),
-                    "ms": None if record.ended is None else round(record.ended * 1000, 1),
-                    "verdict": record.verdict().as_json(), **session.snapshot(end, ended=record.ended is not None),
-                })  # fmt: skip
+                found.append(
+                    {
+                        "id": record.identity,
+                        "open": record.ended is None,
+                        "host": record.host.decode("latin-1"),
+                        "time": round(record.wall, 3),
+                        "why": label(record),
+                        "ms": None if record.ended is None else round(record.ended * 1000, 1),
+                        "verdict": record.verdict().as_json(),
+                        **session.snapshot(end, ended=record.ended is not None, no_redact=self.no_redact),
+                    }
+                )
         return found
 
     def status(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from connector.inspector.decode import (
     describe_frame,
     flags_text,
 )
-from connector.inspector.redact import mask_spans, redact_bytes, redact_headers, redact_values
+from connector.inspector.redact import mask_spans, redact_bytes, redact_headers, redact_text, redact_values
 from connector.inspector.render import hex_rows
 from connector.inspector.streams import StreamRecord, WatchedPort, WatchedSink
 from connector.inspector.values import jsonable
@@ -252,7 +252,7 @@ class LinkRecord:
         try:
             messages = splitter.feed(data)
         except WireError as error:
-            self.hub.on_control(self, outgoing, where, "malformed", str(error), None, bytes(data[:256]), [])
+            self.hub.on_control(self, outgoing, where, "malformed", str(error), None, b"", [])
             del self._rpc[key]
             return
         for message in messages:
@@ -278,7 +278,7 @@ class LinkRecord:
             if call and len(asked) < 1_000:
                 asked[call.get("questionId", -1)] = call.get("method", "")
         except WireError as error:
-            self.hub.on_control(self, outgoing, where, "malformed", str(error), None, message[:256], [])
+            self.hub.on_control(self, outgoing, where, "malformed", str(error), None, b"", [])
             return
         name = next(iter(value), "?")
         if call and call.get("method"):
@@ -286,8 +286,10 @@ class LinkRecord:
         elif name == "return" and (method := answered.get(value["return"].get("answerId", -1))):
             name = f"{method} answered"
         shown = message if self.hub.no_redact else redact_bytes(mask_spans(message, secrets))
-        plain = value if self.hub.no_redact else redact_values(value)
-        self.hub.on_control(self, outgoing, where, name, _summary(value), jsonable(plain), shown, notes)
+        plain: dict[str, Any] = value if self.hub.no_redact else redact_values(value)  # type: ignore[assignment]
+        if not self.hub.no_redact:
+            notes = [(start, size, name, redact_text(text)) for start, size, name, text in notes]
+        self.hub.on_control(self, outgoing, where, name, _summary(plain), jsonable(plain), shown, notes)
 
     def _frame(self, outgoing: bool, way: _H2Way) -> None:
         kind = way.kind

@@ -10,6 +10,7 @@ from typing import Any
 
 from connector.errors import WireError
 from connector.inspector.decode import decode_mqtt
+from connector.inspector.redact import is_secret_name, redact_text
 from connector.inspector.topics import TopicTree
 from connector.wire import mqtt
 
@@ -37,6 +38,10 @@ class Summary:
         self.offset = offset
         self.size = size
         self.secrets = secrets
+
+    def shown(self, no_redact: bool) -> str:
+        """Return the text without secrets. A client ID is none, and often looks like one."""
+        return self.text if no_redact or self.kind == mqtt.CONNECT else redact_text(self.text)
 
 
 class MqttSession:
@@ -94,7 +99,7 @@ class MqttSession:
         secrets: list[tuple[int, int]] = []
         try:
             if kind == mqtt.PUBLISH:
-                text = self._publish(way, packet, size, now)
+                text = self._publish(way, packet, size, now, secrets)
             elif kind in {mqtt.CONNECT, mqtt.AUTH}:
                 value, _, secrets, self.version = decode_mqtt(packet, self.version)
                 text = self._connect(value) if kind == mqtt.CONNECT else f"reason {value.get('reason', 0)}"
@@ -109,7 +114,7 @@ class MqttSession:
         self.last_text[way] = f"{name} {text}".strip()
         return Summary(kind, text, offset, size, secrets)
 
-    def _publish(self, way: int, packet: bytes, size: int, now: float) -> str:
+    def _publish(self, way: int, packet: bytes, size: int, now: float, secrets: list[tuple[int, int]]) -> str:
         if size != len(packet):  # its start is enough for the topic
             found = mqtt.packet_length(packet)
             assert found is not None
@@ -119,7 +124,10 @@ class MqttSession:
         else:
             fields = mqtt.decode_packet(packet, self.version).fields
             topic, qos, retain, payload = fields["topic"], fields["qos"], fields["retain"], fields["payload"]
-        alias = (fields.get("properties") or {}).get("topic_alias")
+        properties = fields.get("properties") or {}
+        if any(is_secret_name(name.encode()) for name, _ in properties.get("user_property") or ()):
+            secrets += decode_mqtt(packet, self.version)[2]
+        alias = properties.get("topic_alias")
         if alias is not None:
             aliases = self._aliases[way]
             if topic and len(aliases) < MAX_ALIASES:
@@ -203,26 +211,42 @@ class MqttSession:
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(text)
 
-    def snapshot(self, now: float, *, ended: bool = False) -> dict[str, Any]:
+    def snapshot(self, now: float, *, ended: bool = False, no_redact: bool = False) -> dict[str, Any]:
         """Return the session for the page; times are seconds ago or to go."""
+        plain = str if no_redact else redact_text
         waiting = self.ping_sent > self.ping_answered
         countdown: float | None = None
         if self.keep_alive and self.last[CLIENT] and not ended:
             countdown = round(self.keep_alive * 1.5 - (now - self.last[CLIENT]), 1)
         return {
-            "client_id": self.client_id, "username": self.username, "version": self.version, "state": self.state,
-            "clean": self.clean, "session_present": self.session_present, "keep_alive": self.keep_alive,
-            "will": self.will, "countdown": countdown, "ping_outstanding": waiting and not ended,
+            "client_id": self.client_id,
+            "username": plain(self.username) if self.username else None,
+            "version": self.version,
+            "state": self.state,
+            "clean": self.clean,
+            "session_present": self.session_present,
+            "keep_alive": self.keep_alive,
+            "will": {**self.will, "topic": plain(self.will["topic"])} if self.will else None,
+            "countdown": countdown,
+            "ping_outstanding": waiting and not ended,
             "ping_age": round(now - self.ping_sent, 1) if waiting else None,
             "last_client": round(now - self.last[CLIENT], 1) if self.last[CLIENT] else None,
             "last_broker": round(now - self.last[BROKER], 1) if self.last[BROKER] else None,
-            "subscriptions": [{"topic": topic, **entry} for topic, entry in self.subscriptions.items()],
+            "subscriptions": [{"topic": plain(topic), **entry} for topic, entry in self.subscriptions.items()],
             "in_flight": [
-                {"from": _who(way), "packet_id": number, **entry, "since": round(now - entry["since"], 1)}
+                {
+                    "from": _who(way),
+                    "packet_id": number,
+                    **entry,
+                    "topic": plain(entry["topic"]),
+                    "since": round(now - entry["since"], 1),
+                }
                 for (way, number), entry in self.in_flight.items()
             ],
-            "from_client": self.counts[CLIENT], "from_broker": self.counts[BROKER], "problems": self.problems,
-        }  # fmt: skip
+            "from_client": self.counts[CLIENT],
+            "from_broker": self.counts[BROKER],
+            "problems": [plain(problem) for problem in self.problems],
+        }
 
 
 def _who(way: int) -> str:

@@ -26,7 +26,7 @@ from connector.inspector.capture_commands import export_bytes
 from connector.inspector.decode import FORMS, decode, decode_mqtt
 from connector.inspector.filters import Predicate, parse_filter
 from connector.inspector.hub import Inspector
-from connector.inspector.redact import mask_spans, redact_bytes, redact_values
+from connector.inspector.redact import redact_bytes, redact_values
 from connector.inspector.render import annotated_rows
 from connector.inspector.snippets import snippet
 from connector.inspector.streams import StreamRecord
@@ -362,9 +362,9 @@ class Page:
         text = str(order.get("text", ""))[:1_000_000].strip()
         found = decode(bytes_of_text(text, form), form)
         keep = self.hub.no_redact
-        shown = found.data if keep else mask_spans(found.data, found.secrets)
+        shown, notes = (found.data, found.notes) if keep else found.masked()
         return _json({
-            "form": found.form, "size": len(found.data), "hex": annotated_rows(shown, found.notes),
+            "form": found.form, "size": len(found.data), "hex": annotated_rows(shown, notes),
             "value": jsonable(found.value if keep else redact_values(found.value)),
         })  # fmt: skip
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from connector.errors import UsageError
 from connector.inspector.mqtt_session import CLIENT
-from connector.inspector.redact import redact_bytes, redact_headers, redact_target
+from connector.inspector.redact import redact_bytes, redact_headers, redact_target, redact_text
 from connector.inspector.streams import DOWN, UP, StreamRecord, identifier
 from connector.wire import mqtt
 
@@ -50,7 +50,8 @@ def _plain(record: StreamRecord) -> tuple[str, str, list[tuple[str, str]], bytes
     ]
     body = bytes(record.bodies[UP].kept[:LONGEST_BODY])
     url = f"{record.scheme.decode()}://{record.host.decode('utf-8', 'replace')}{target.decode('utf-8', 'replace')}"
-    return record.method.decode("latin-1"), url, shown, body if keep else redact_bytes(body)
+    cut = record.bodies[UP].size > len(body)
+    return record.method.decode("latin-1"), url, shown, body if keep else redact_bytes(body, cut=cut)
 
 
 def _curl(record: StreamRecord) -> str:
@@ -81,7 +82,8 @@ def _mosquitto(record: StreamRecord) -> str:
     version = {3: "mqttv31", 4: "mqttv311", 5: "mqttv5"}[session.version]
     base += ["--id", session.client_id or "replay", "--protocol-version", version]
     if session.username:
-        base += ["--username", session.username, "--pw", "PASSWORD"]
+        name = session.username if record.hub.no_redact else redact_text(session.username)
+        base += ["--username", name, "--pw", "PASSWORD"]
     lines: list[str] = []
     for entry in reversed(record.frames.ring):
         if entry.way != CLIENT or len(lines) >= 10:
@@ -111,14 +113,16 @@ def _publish(payload: bytes, version: int, keep: bool) -> tuple[str, str, int, b
         raise UsageError("the packet is not whole")
     fields = mqtt.decode_packet(payload[: found[1]], version).fields
     message = fields["payload"] if keep else redact_bytes(fields["payload"])
-    return fields["topic"], message.decode("utf-8", "replace"), fields["qos"], fields["retain"]
+    topic = fields["topic"] if keep else redact_text(fields["topic"])
+    return topic, message.decode("utf-8", "replace"), fields["qos"], fields["retain"]
 
 
 def _pytest(record: StreamRecord) -> str:
     method, url, headers, body = _plain(record)
     name = identifier(f"{method}_{urlsplit(url).path}")
     response = bytes(record.bodies[DOWN].kept[:200])
-    expected = response if record.hub.no_redact else redact_bytes(response)
+    cut = record.bodies[DOWN].size > len(response)
+    expected = response if record.hub.no_redact else redact_bytes(response, cut=cut)
     lines = [
         "import urllib.error", "import urllib.request", "", "",
         f"def test_{name}() -> None:",

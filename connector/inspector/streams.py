@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from connector.errors import EdgeLostError
 from connector.inspector.frames import Entry, FrameLog
-from connector.inspector.redact import redact_bytes, redact_headers, redact_target
+from connector.inspector.redact import redact_bytes, redact_headers, redact_target, redact_text
 from connector.inspector.values import bytes_to_json
 from connector.inspector.verdict import Verdict, judge, label
 from connector.protocol.ports import (
@@ -226,7 +226,8 @@ class StreamRecord:
             "host": _text(self.host), "target": _text(target), "url": f"{_text(self.scheme)}://{_text(self.host)}{_text(target)}",
             "rule": self.rule, "service": self.service, "status": self.status or None, "source": self.source,
             "up": self.bytes[0], "down": self.bytes[1], "client": _text(self.client), "ray": _text(self.ray),
-            "ms": None if self.ended is None else round(self.ended * 1000, 1), "how": self.how, "error": self.error,
+            "ms": None if self.ended is None else round(self.ended * 1000, 1), "how": self.how,
+            "error": self.error if no_redact else redact_text(self.error),
             "mqtt": session.client_id or "?" if session is not None else None, "replay": self.replay or None,
             "frames": sum(self.frames.counts) if self.frames is not None else None, "why": label(self),
         }  # fmt: skip
@@ -250,7 +251,7 @@ class StreamRecord:
             }  # fmt: skip
             if frames.mqtt is not None:
                 end = now if self.ended is None else self.started + self.ended
-                found["session"] = frames.mqtt.snapshot(end, ended=self.ended is not None)
+                found["session"] = frames.mqtt.snapshot(end, ended=self.ended is not None, no_redact=no_redact)
         return found
 
     def body(self, way: int, no_redact: bool = False) -> dict[str, Any]:
@@ -260,7 +261,7 @@ class StreamRecord:
         return {
             "size": body.size, "kept": len(body.kept), "truncated": body.truncated, "encoding": encoding,
             "type": _text(_first(self.headers if way == UP else self.response_headers, b"content-type")),
-            "data": bytes_to_json(data if no_redact else redact_bytes(data)),
+            "data": bytes_to_json(data if no_redact else redact_bytes(data, cut=body.truncated)),
         }  # fmt: skip
 
     def plain_body(self, way: int) -> tuple[bytes, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from connector.inspector.redact import redact_bytes
+from connector.inspector.redact import redact_bytes, redact_text
 from connector.inspector.values import bytes_to_json
 
 MAX_TOPICS = 5_000
@@ -67,9 +67,18 @@ class TopicTree:
             self._measured = now
         return [
             {
-                "topic": name, "count": topic.count, "bytes": topic.bytes, "rate": round(topic.rate, 2),
-                "age": round(now - topic.last, 1), "qos": topic.qos, "retained": topic.retained,
-                "last": bytes_to_json(topic.payload if no_redact else redact_bytes(topic.payload)),
+                "topic": name if no_redact else redact_text(name),
+                "count": topic.count,
+                "bytes": topic.bytes,
+                "rate": round(topic.rate, 2),
+                "age": round(now - topic.last, 1),
+                "qos": topic.qos,
+                "retained": topic.retained,
+                "last": bytes_to_json(topic.payload if no_redact else _plain(topic)),
             }
             for name, topic in sorted(self._topics.items())
-        ]  # fmt: skip
+        ]
+
+
+def _plain(topic: Topic) -> bytes:
+    return redact_bytes(topic.payload, cut=len(topic.payload) == KEPT_PAYLOAD)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from connector.inspector.mqtt_session import BROKER, CLIENT
+from connector.inspector.redact import redact_text
 from connector.protocol.ports import RequestKind
 
 if TYPE_CHECKING:
@@ -62,11 +63,13 @@ NOTHING = Verdict("", "", "", [], "")
 
 def judge(record: StreamRecord, now: float) -> Verdict:
     """Return what is to be said about a stream; `now` as of `time.monotonic`."""
-    if record.ended is None:
-        return _open(record, now) if record.hub.role != "capture" else NOTHING
-    if record.kind is RequestKind.HTTP:
-        return _http(record)
-    return _conversation(record)
+    if record.ended is not None:
+        found = _http(record) if record.kind is RequestKind.HTTP else _conversation(record)
+    else:
+        found = _open(record, now) if record.hub.role != "capture" else NOTHING
+    if found is NOTHING or record.hub.no_redact:
+        return found
+    return found._replace(line=redact_text(found.line), evidence=[redact_text(line) for line in found.evidence])
 
 
 def silence(record: StreamRecord) -> float:

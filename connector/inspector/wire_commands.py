@@ -16,7 +16,7 @@ from pathlib import Path
 from connector.errors import ConnectorError, UsageError
 from connector.inspector.decode import FORMS, Decoded, decode
 from connector.inspector.encode import ENCODERS, encode
-from connector.inspector.redact import mask_spans, redact_values
+from connector.inspector.redact import redact_values
 from connector.inspector.render import annotate
 from connector.inspector.values import jsonable
 
@@ -86,8 +86,7 @@ def as_json(found: Decoded, no_redact: bool) -> str:
 
 def as_dump(found: Decoded, no_redact: bool) -> str:
     """Return the annotated dump."""
-    data = found.data if no_redact else mask_spans(found.data, found.secrets)
-    notes = found.notes
+    data, notes = (found.data, found.notes) if no_redact else found.masked()
     if no_redact and found.form == "token":
         notes = [*notes[:-1], (0, 0, "s, tunnel secret", found.value["secret"].hex())]
     lines = [f"{found.form}, {len(found.data)} bytes", annotate(data, notes, colour=sys.stdout.isatty())]
