@@ -66,6 +66,7 @@ class CaptureWriter:
         later: Callable[[float, Callable[[], None]], Any],
         on_failed: Callable[[str], None] = lambda text: None,
         limit: int = DEFAULT_LIMIT,
+        started: float | None = None,
     ) -> None:
         self.path = path
         self.hub = hub
@@ -77,14 +78,16 @@ class CaptureWriter:
         self._limit = limit
         self._buffer = bytearray()
         self._flush_due = False
-        self._started = monotonic()
+        now = monotonic()
+        self._started = now if started is None else started  # the moment that all times count from
+        self.wall = time() - (now - self._started)
         self.at: float | None = None
         """Moment of the next records, as of `time.monotonic`; None: now."""
         self._file = self.open_file(path, not hub.no_redact)
         self.size = os.fstat(self._file).st_size if self._file >= 0 else 0
         self._put(
             {
-                "t": "session", "wall": time(), "role": hub.role, "program": f"connector {__version__}",
+                "t": "session", "wall": self.wall, "role": hub.role, "program": f"connector {__version__}",
                 "python": sys.version.split()[0], "redacted": not hub.no_redact,
             }
         )  # fmt: skip
@@ -131,10 +134,6 @@ class CaptureWriter:
     def header(self, redacted: bool) -> bytes:
         """Return what a file begins with."""
         return HEADER.pack(MAGIC, VERSION, FLAG_REDACTED if redacted else 0, 0)
-
-    def rebase(self, started: float) -> None:
-        """Count times from `started` on."""
-        self._started = started
 
     def close(self) -> None:
         """Write the rest and close."""
@@ -191,6 +190,8 @@ class CaptureWriter:
                     },
                     row.data,
                 )  # fmt: skip
+            case "configuration":
+                self._put({"t": "configuration", "version": record["version"], "text": record["text"]})
             case "event":
                 self._put({"t": "event", "event": record["event"], "fields": record["fields"]})
 
@@ -386,6 +387,7 @@ class CaptureModel:
         self.links: dict[tuple[int, Any], dict[str, Any]] = {}
         self.control: list[tuple[int, Item]] = []
         self.events: list[tuple[int, Item]] = []
+        self.configurations: list[tuple[int, Item]] = []
         for item in items:
             self._take(item)
 
@@ -404,6 +406,8 @@ class CaptureModel:
             self.control.append((session, item))
         elif kind == "event":
             self.events.append((session, item))
+        elif kind == "configuration":
+            self.configurations.append((session, item))
         else:
             stream = self.streams.get((session, fields.get("id")))
             if stream is None:

@@ -228,6 +228,7 @@ class Inspector:
                 {"seq": self._next_seq, "time": round(time(), 3), "version": version, "diff": diff[2:], "text": text}
             )
             self._current_configuration = text
+            self._record("configuration", self.configurations[-1], None)
 
     # -- for page, terminal, captures
 

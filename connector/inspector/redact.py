@@ -61,6 +61,12 @@ _IN_BODIES = (
         rb"\b(?:gh[opsur]_|github_pat_|glpat-|xox[a-z]-|sk-|[spr]k_(?:live|test)_|AKIA|ASIA|AIza|ya29\.|SG\.|npm_|hf_|"
         rb"dop_v1_|shp(?:at|ss|ca)_|lin_api_|pypi-)([A-Za-z0-9_.-]{10,})"
     ),
+    # A user property of MQTT 5: each text behind its length.
+    re.compile(
+        rb"&\x00[\x01-\x40](?i:(?:[a-z0-9_.-]*[_.-])?"
+        + _SECRET_WORD
+        + rb")[\x00-\x0f][\x00-\xff]([^\x00-\x1f]{1,4096})"
+    ),
     # A password in a URL.
     re.compile(rb"(?i)\b[a-z][a-z0-9+.-]{1,20}://[^/@:\s\"'<>]{0,256}:([^/@\s\"'<>]{1,1024})@"),
     # Fields of forms in several parts, elements of XML.

@@ -22,7 +22,7 @@ class _MemoryWriter(CaptureWriter):
         self.out = bytearray()
         streams, hub.streams = hub.streams, {}
         try:
-            super().__init__("", hub, lambda seconds, call: None)
+            super().__init__("", hub, lambda seconds, call: None, started=hub.started)
         finally:
             hub.streams = streams
 
@@ -43,8 +43,9 @@ class _MemoryWriter(CaptureWriter):
 def snapshot_items(hub: Inspector) -> list[Item]:
     """Return everything remembered as the records of one session, secrets masked as in a file."""
     writer = _MemoryWriter(hub)
-    shift = hub.started
-    writer.rebase(shift)
+    for told in (*hub.events, *hub.configurations):
+        writer.at = hub.started + told["time"] - writer.wall
+        writer.record("event" if "event" in told else "configuration", told, None)
     for link in hub.links.values():
         writer.at = link.opened
         writer.record("link", link, "open")
@@ -96,6 +97,10 @@ def load_items(hub: Inspector, items: list[Item]) -> None:
     for session, item in model.events:
         hub.on_event(str(item.fields.get("event")), item.fields.get("fields") or {})
         hub.events[-1]["time"] = model.wall(session, item.fields.get("at", 0.0))
+    for session, item in model.configurations:
+        hub.on_configuration(item.fields.get("version"), str(item.fields.get("text")))
+        if hub.configurations:
+            hub.configurations[-1]["time"] = model.wall(session, item.fields.get("at", 0.0))
 
 
 def _load_stream(
