@@ -227,7 +227,9 @@ class _DiscardingPort:
         self.sink: StreamSink | None = None
         self._down = 0
 
-    def respond(self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN) -> None:
+    def respond(
+        self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN, reason: bytes = b""
+    ) -> None:
         """Ignore."""
 
     def write(self, data: Buffer) -> None:

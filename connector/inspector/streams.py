@@ -356,14 +356,16 @@ class WatchedPort:
         """The record of this stream."""
         return self._record
 
-    def respond(self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN) -> None:
+    def respond(
+        self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN, reason: bytes = b""
+    ) -> None:
         """Send the head."""
         if status >= 200 or status == 101:
             try:
                 self._record.on_head(status, headers, source.name.lower())
             except Exception as error:
                 self._record.failed(error)
-        self._port.respond(status, headers, source)
+        self._port.respond(status, headers, source, reason)
 
     def write(self, data: Buffer) -> None:
         """Send payload."""

@@ -158,7 +158,9 @@ class H2Stream:
 
     # --- StreamPort ------------------------------------------------------------------------------------------------
 
-    def respond(self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN) -> None:
+    def respond(
+        self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN, reason: bytes = b""
+    ) -> None:
         """Send the response head in the edge protocol's form; informational ones but 101 are left out."""
         if self.responded or self.closed:
             return

@@ -122,8 +122,13 @@ class StreamPort(Protocol):
     spans: bytes
     """Set before `respond`: the base64 of this request's spans, for the header `cf-int-cloudflared-tracing`."""
 
-    def respond(self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN) -> None:
-        """Send the response head. 101 is allowed: the transport translates it (HTTP/2: to 200)."""
+    def respond(
+        self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN, reason: bytes = b""
+    ) -> None:
+        """Send the response head. 101 is allowed: the transport translates it (HTTP/2: to 200).
+
+        `reason` says in words why a refusal is one; only QUIC has a place for it.
+        """
 
     def write(self, data: Buffer) -> None:
         """Queue payload; the buffer is copied or framed before the call returns. Never drops."""

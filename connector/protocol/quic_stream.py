@@ -133,20 +133,23 @@ class QuicStream:
 
     # --- StreamPort ------------------------------------------------------------------------------------------------
 
-    def respond(self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN) -> None:
+    def respond(
+        self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN, reason: bytes = b""
+    ) -> None:
         """Send the ConnectResponse; informational statuses but 101 are left out, failures become its error text."""
         if self.responded or self.closed or (status < 200 and status != 101):
             return
         self.responded = True
         if source is ResponseSource.FLOW_LIMITED:
-            head = encode_error(FLOW_LIMITED, source)
+            head = encode_error(reason or FLOW_LIMITED, source)
             self.bodiless = True
         elif self.kind is RequestKind.TCP:
             refused = status not in {101, 200}
-            head = encode_error(REFUSED if status < 500 else ORIGIN_FAILED) if refused else encode_accepted(self.spans)
+            usual = REFUSED if status < 500 else ORIGIN_FAILED
+            head = encode_error(reason or usual) if refused else encode_accepted(self.spans)
             self.bodiless = refused
         elif source is ResponseSource.CONNECTOR and status == 502:
-            head = encode_error(ORIGIN_FAILED)
+            head = encode_error(reason or ORIGIN_FAILED)
             self.bodiless = True
         else:
             head = encode_head(status, headers, self.spans)

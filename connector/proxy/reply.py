@@ -5,12 +5,13 @@ In: a StreamPort and an error. Out: a refused or reset stream.
 Never: logs, counts or touches the origin.
 
 Before a response head went out an error is a bare 502 with the connector as its source (flow limit: marked as such);
-afterwards the stream is reset. The text goes to the event only: eyeballs learn nothing about the inside.
+afterwards the stream is reset. The text goes to the event, and over QUIC to the edge, as cloudflared's does: eyeballs
+learn nothing about the inside.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from connector.errors import ConnectorError, OriginError
 from connector.protocol.ports import ResetCode, ResponseSource, StreamPort
@@ -55,14 +56,19 @@ _KIND: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-def refuse(port: StreamPort, error: BaseException, *, responded: bool) -> int:
-    """End a stream because of `error`; return the status sent, or 0 for a reset."""
+MAX_REASON: Final = 1024
+"""Bytes of an error's text that the edge is told over QUIC, where cloudflared tells it too."""
+
+
+def refuse(port: StreamPort, error: BaseException, *, responded: bool, reason: str = "") -> int:
+    """End a stream because of `error`; return the status sent, or 0 for a reset. `reason` stands for its text."""
     if responded:
         port.reset(_RESET.get(type(error), ResetCode.FAILED))
         return 0
     status = _STATUS.get(type(error), 502)
     source = _SOURCE.get(type(error), ResponseSource.CONNECTOR)
-    port.respond(status, (), source)
+    text = reason or str(error) or type(error).__name__
+    port.respond(status, (), source, text.encode("utf-8", "replace")[:MAX_REASON].decode("utf-8", "ignore").encode())
     port.write_eof()
     port.stop_reading()
     return status

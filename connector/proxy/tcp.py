@@ -229,12 +229,15 @@ class Flow:
     def _fail(self, error: ConnectorError) -> None:
         if self.finished:
             return
-        sent = refuse(self.port, error, responded=self.status != 0)
+        sent = refuse(self.port, error, responded=self.status != 0, reason=self._reason(error))
         if sent:
             self.status = sent
             self.whole = True
         self._owner.exchange_failed(self, error)
         self._finish()
+
+    def _reason(self, error: ConnectorError) -> str:
+        return str(error)
 
     def go_away(self) -> bool:
         """Say that this side leaves, where a WebSocket carries the stream."""
@@ -275,6 +278,11 @@ class PrivateFlow(Flow):
             host, port = str(ipaddress.ip_address(resolver[0])), resolver[1]
             settings = OriginSettings(connect_timeout=CONNECT_SECONDS, tcp_keep_alive=-1)
         super()._dial(host, port, settings)
+
+    def _reason(self, error: ConnectorError) -> str:
+        """Return cloudflared's words before ours."""
+        where = self.request.host.decode("latin-1")
+        return f"unable to dial tcp to origin {where}: {error}" if isinstance(error, OriginError) else str(error)
 
     def _destination(self) -> tuple[str, int]:
         return parse_address(self.request.host.decode("latin-1"))

@@ -48,7 +48,9 @@ class Port:
         self.calls: list[tuple[Any, ...]] = []
         self.spans = b""
 
-    def respond(self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN) -> None:
+    def respond(
+        self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN, reason: bytes = b""
+    ) -> None:
         self.calls.append(("respond", status))
 
     def write(self, data: Buffer) -> None:

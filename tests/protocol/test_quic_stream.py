@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -379,6 +380,15 @@ def test_failures_before_a_response() -> None:
     error, metadata, body = rig.response()
     assert error
     assert (metadata, body) == ([], b"")
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": 2, "dest": b"10.0.0.1:22"}])
+def test_why_a_request_failed_is_told(options: dict[str, Any]) -> None:
+    rig = Rig()
+    rig.open(**options)
+    rig.port.respond(502, (), ResponseSource.CONNECTOR, b"nobody there")
+    rig.port.write_eof()
+    assert rig.response() == (b"nobody there", [], b"")
 
 
 def test_flow_limit_is_marked() -> None:

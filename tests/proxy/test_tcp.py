@@ -349,6 +349,7 @@ def test_the_flow_limit(on_loop: Runner) -> None:
             third = private(it, where)
             assert (third.status, third.source) == (502, ResponseSource.FLOW_LIMITED)
             assert it.failures()[0]["cause"] == "flow limit"
+            assert b"too many active flows" in third.reason
             assert await first.head() == await second.head() == 101
             first.peer_reset()
             fourth = private(it, where)
@@ -358,6 +359,8 @@ def test_the_flow_limit(on_loop: Runner) -> None:
             assert flows.limiter.active == 0
             refused = private(it, "127.0.0.1:1")
             assert await refused.head() == 502
+            assert refused.reason.startswith(b"unable to dial tcp to origin 127.0.0.1:1: ")
+            assert b"connection refused" in refused.reason
             assert flows.limiter.active == 0
 
     on_loop(main())

@@ -31,6 +31,7 @@ class MemoryPort:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.source: ResponseSource | None = None
+        self.reason = b""
         self.body = bytearray()
         self.trailers: list[tuple[bytes, bytes]] = []
         self.ended = False
@@ -52,14 +53,16 @@ class MemoryPort:
 
     # -- StreamPort: called by the proxy
 
-    def respond(self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN) -> None:
+    def respond(
+        self, status: int, headers: Headers, source: ResponseSource = ResponseSource.ORIGIN, reason: bytes = b""
+    ) -> None:
         if self.over:
             return
         assert not self.status, "respond called twice"
         assert 100 <= status <= 999, f"impossible status {status}"
         for name, value in headers:
             assert not {0, 10, 13} & set(name + value), f"unsafe header {name!r}: {value!r}"
-        self.status, self.headers, self.source = status, list(headers), source
+        self.status, self.headers, self.source, self.reason = status, list(headers), source, reason
         self._changed.set()
 
     def write(self, data: Buffer) -> None:
