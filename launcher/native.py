@@ -41,6 +41,7 @@ from launcher.stack import (
     ServiceState,
     Wanted,
     configuration_checks,
+    database_check,
     doctor_checks,
     doctor_command,
     last_error,
@@ -459,6 +460,10 @@ class Native:
             checks.append(Check("volume", True, f"{self.directory.broker / 'data'} can be written"))
         except StackError as error:
             checks.append(Check("volume", False, str(error), error.advice))
+        if self.settings.own_config is None:
+            database = self.directory.broker / "data" / "mosquitto.db"
+            size = database.stat().st_size if database.is_file() else 0
+            checks.append(database_check(size, self.settings))
         for port in (self.settings.mqtt_port, self.settings.ws_port):
             if good and await asyncio.to_thread(mosquitto.open_to_others, port):
                 text = f"port {port} answers on other addresses of this machine too"

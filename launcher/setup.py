@@ -44,6 +44,7 @@ def make(directory: BrokerDirectory, data: str) -> str:
         directory=f"{directory.path}/",
         data=data,
         written_by="`launcher.setup`",
+        save_each_change=True,
     )
     directory.write(directory.path / "mosquitto.conf", brokerconf.configuration(PORTABLE, shape))
     if (directory.path / "passwords").is_file():

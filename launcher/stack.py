@@ -284,6 +284,21 @@ def configuration_checks(text: str) -> list[Check]:
     ]
 
 
+LARGE_DATABASE = 4 * 1024 * 1024
+"""Written at every change, this takes the broker some 10 ms on a good disk: a hundred changes a second are its end."""
+
+
+def database_check(size: int, settings: Settings) -> Check:
+    """How much the broker writes to keep what it holds, and how often."""
+    shown = f"{size / 1_000_000:.1f} MB" if size >= 1_000_000 else f"{max(1, size // 1000)} kB"
+    if settings.durability != "each":
+        text = f"{shown}, saved once a minute: kill -9 of the broker loses what is newer"
+        return Check("database", True, text)
+    large = size > LARGE_DATABASE
+    advice = "many changes a second? launcher up --durability interval" if large else ""
+    return Check("database", None if large else True, f"{shown}, saved after each change", advice)
+
+
 async def collect(engine: Engine, settings: Settings, directory: str) -> StackState:
     """Everything that `status` shows."""
     state = StackState(settings.name, engine.title, directory, open_to_everyone=settings.allow_anonymous)

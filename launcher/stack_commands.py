@@ -117,8 +117,8 @@ def add(commands: Any, parser_class: type[argparse.ArgumentParser]) -> None:
         help="let everybody in who knows the host name; must be confirmed, or said again with --yes",
     )
     up.add_argument("--yes", action="store_true", help="do not ask")
-    up.add_argument("--durability", choices=("interval", "each"), help=(
-        "save the broker's database every 60 s and at its end (default), or after each change"
+    up.add_argument("--durability", choices=("each", "interval"), help=(
+        "save the broker's database after each change (default), or every 60 s and at its end"
     ))  # fmt: skip
     up.add_argument(
         "--proxy-protocol",

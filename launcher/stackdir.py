@@ -60,7 +60,9 @@ class Settings:
     mqtt_port: int = 1883
     ws_port: int = 9001
     proxy_protocol: bool = False
-    durability: str = "interval"
+    durability: str = "each"
+    """`each`: what the broker acknowledged is on its disk a moment later. `interval`: once a minute, for a database so
+    large, or a disk so slow, that writing it at every change is too much."""
     connector_args: list[str] = field(default_factory=list)
     connector_ca: str | None = None
     data_volume: str | None = None
