@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from launcher.pullprogress import PullProgress
 from launcher.stackdir import StackError
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ def _advice(text: str) -> str:
         return "the engine's disk is full: make room (docker system df), then run the command again"
     if "port is already allocated" in low or "address already in use" in low:
         return "another program has that port"
-    if "no such host" in low or "registry" in low or "dial tcp" in low or "pull access denied" in low:
+    if "invalid reference" in low:
+        return "an image is called NAME:TAG or NAME@sha256:..., in lower case"
+    if any(words in low for words in ("no such host", "registry", "dial tcp", "pull access denied", "manifest unknown")):
         return "the registry cannot be reached or has no such image: check the name, or load the image by hand"
     if "conflict" in low and "already in use" in low:
         return "choose another name with --name, or remove that container"
@@ -134,20 +137,15 @@ async def has_image(client: aiodocker.Docker, name: str) -> bool:
 
 
 async def pull(client: aiodocker.Docker, name: str, report: Callable[[str], None]) -> None:
-    """Fetch the image, telling about its layers."""
-    last = ""
+    """Fetch the image, telling how far it is."""
+    progress = PullProgress()
     async with explained(f"pulling {name}"):
         async for step in client.images.pull(name, stream=True, timeout=None):
             if step.get("error"):
                 raise StackError(f"pulling {name}: {step['error']}", advice=_advice(str(step["error"])))
-            detail = step.get("progressDetail") or {}
-            done = ""
-            if detail.get("total"):
-                done = f" {100 * int(detail.get('current', 0)) // int(detail['total']) // 10 * 10} %"
-            text = f"{name}: {step.get('id', '')} {step.get('status', '')}{done}".replace("  ", " ")
-            if text != last:
+            text = progress.line(step)
+            if text:
                 report(text)
-                last = text
 
 
 CONTEXT = (
