@@ -37,7 +37,8 @@ ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="tunnel-connector" \
       org.opencontainers.image.description="Cloudflare tunnel connector in asyncio, and a broker launcher" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}"
+      org.opencontainers.image.version="${VERSION}" \
+      tunnel-connector.origin-defaults="1"
 COPY --from=build /rootfs/ /
 # TUNNEL_METRICS is read by `run` and by `ready`, so that the health check asks where the connector listens.
 # CONNECTOR_RUNTIME tells that this is a container (metrics build type, addresses that others can reach).

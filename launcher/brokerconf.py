@@ -147,6 +147,8 @@ class Reading:
     authenticated: bool = False
     rules: bool = False
     persistence: bool = False
+    proxied_port: int = 0
+    """Port of a WebSocket listener that wants a PROXY header of version 2 first; 0: none does."""
     data: str = ""
     files: dict[str, str] = field(default_factory=dict)
     includes: bool = False
@@ -182,6 +184,8 @@ def read(text: str, dialect: Dialect | None = None) -> Reading:
         elif word == "protocol" and result.listeners and rest == "websockets":
             last = result.listeners.pop()
             result.listeners.append(Listener(last.port, "websockets", last.host))
+        elif word == "enable_proxy_protocol" and result.listeners and rest == "2":
+            result.proxied_port = result.listeners[-1].port
         elif word in {"allow_anonymous", "listener_allow_anonymous"}:
             explicit = bool(explicit) or rest == "true"
         elif word in {"password_file", "acl_file", "plugin_opt_password_file", "plugin_opt_acl_file"}:

@@ -22,7 +22,7 @@ from launcher.containerspec import broker_conf
 from launcher.credentials import new_password
 from launcher.errors import UsageError
 from launcher.output import Output, rows_of
-from launcher.stack import SERVICES, Engine, Wanted, collect, origin_of
+from launcher.stack import SERVICES, Engine, Wanted, collect, origin_of, proxied_port
 from launcher.stackdir import Settings, StackDir, StackError, default_directory, explained
 from launcher.stackdir import check_name as check_stack_name
 
@@ -119,7 +119,10 @@ async def up(args: argparse.Namespace, output: Output) -> int:
                     output.users(shown, why="Broker users")
                     shown = {}
                 await engine.up(wanted, output.progress, foreground=True)
-            await engine.up(wanted, output.progress)
+            try:
+                await engine.up(wanted, output.progress)
+            finally:
+                directory.save(settings)  # with what `up` found out
             state = await collect(engine, settings, str(directory.path))
         finally:
             if shown:
@@ -342,6 +345,8 @@ async def config(args: argparse.Namespace, output: Output) -> int:
     settings = directory.load() if directory.exists else Settings(name=args.name, engine="docker")
     own = tokens.read_file(Path(settings.own_config)) if settings.own_config else None
     dialect = brokerconf.Dialect(tuple(args.dialect), args.plugins or "")
+    if not directory.exists:
+        settings.proxied_port = proxied_port(settings, None, dialect, output.progress, sends=True)
     if args.compose:
         print(compose_text(settings, brokerconf.read(own) if own is not None else None), end="")
         return 0

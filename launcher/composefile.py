@@ -23,6 +23,7 @@ def _service(name: str, config: dict[str, Any]) -> dict[str, Any]:
         "container_name": name,
         "user": config["User"],
         "command": config["Cmd"],
+        **({"environment": list(config["Env"])} if config.get("Env") else {}),
         "restart": host["RestartPolicy"]["Name"],
         "read_only": host["ReadonlyRootfs"],
         "cap_drop": host["CapDrop"],

@@ -98,7 +98,6 @@ class _Demo:
         output.text("MQTT client --wss--> dev edge ==edge protocol==> connector --ws--> broker (three containers)\n")
         self.directory.make()
         await engine.prepare(output.progress)
-        settings.proxy_protocol = (await engine.probe(None, output.progress)).modern
         edge = await self._start_edge()
         port = await self._published(edge)
         ca = await self._from_edge(edge, ["cat", f"{EDGE_DIR}/ca.pem"])
@@ -162,7 +161,7 @@ class _Demo:
                 "Healthcheck": {"Test": ["NONE"]},
                 "NetworkingConfig": {"EndpointsConfig": {spec.network_name(settings.name): {"Aliases": ["edge"]}}},
             }
-            rules = tunnel_rules(TUNNEL, "http://mosquitto:9001", settings.proxy_protocol)
+            rules = tunnel_rules(TUNNEL, "http://mosquitto:9001", proxied=False)
             async with explained("creating the dev edge"):
                 edge: Any = await engine.client.containers.create(config, name=name)
                 await edge.put_archive(spec.CONNECTOR_DIR, spec.archive({"tunnels.toml": rules}, spec.CONNECTOR_UID))

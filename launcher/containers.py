@@ -33,6 +33,7 @@ from launcher.stack import (
     Progress,
     Wanted,
     last_error,
+    proxied_port,
 )
 from launcher.stackdir import CONNECTOR_IMAGE, Settings, StackError
 from launcher.stackdir import explained as stored
@@ -87,6 +88,7 @@ class Containers(Facts):
         await self.prepare(progress)
         own = brokerconf.read(wanted.own_config) if wanted.own_config is not None else None
         dialect = await self.probe(wanted.own_config, progress)
+        settings.proxied_port = await self._proxied_port(own, dialect, progress)
         await self._up_broker(wanted, own, dialect, progress)
         await self._up_connector(wanted, progress)
         return dialect
@@ -98,17 +100,28 @@ class Containers(Facts):
 
     async def _images(self, progress: Progress) -> None:
         settings = self.settings
-        if not await engineapi.has_image(self.client, settings.broker_image):
+        client, image = self.client, settings.connector_image
+        if not await engineapi.has_image(client, settings.broker_image):
             progress(BROKER, f"pulling {settings.broker_image}")
-            await engineapi.pull(self.client, settings.broker_image, lambda text: progress(BROKER, text))
-        if await engineapi.has_image(self.client, settings.connector_image):
+            await engineapi.pull(client, settings.broker_image, lambda text: progress(BROKER, text))
+        ours = (SOURCE / "Dockerfile").is_file() and image == CONNECTOR_IMAGE
+        if await engineapi.has_image(client, image):
+            built_from = (await engineapi.image_labels(client, image)).get(spec.LABEL_SOURCE)
+            if not ours or built_from is None:
+                return  # somebody else made it
+            context = await asyncio.to_thread(engineapi.context_tar, SOURCE)
+            if built_from == engineapi.source_hash(context):
+                return
+            progress(CONNECTOR, f"building {image} again: {SOURCE} is not what it was made from")
+        elif not ours:
+            progress(CONNECTOR, f"pulling {image}")
+            await engineapi.pull(client, image, lambda text: progress(CONNECTOR, text))
             return
-        if (SOURCE / "Dockerfile").is_file() and settings.connector_image == CONNECTOR_IMAGE:
-            progress(CONNECTOR, f"building {settings.connector_image} from {SOURCE}")
-            await engineapi.build(self.client, SOURCE, settings.connector_image, lambda text: progress(CONNECTOR, text))
         else:
-            progress(CONNECTOR, f"pulling {settings.connector_image}")
-            await engineapi.pull(self.client, settings.connector_image, lambda text: progress(CONNECTOR, text))
+            context = await asyncio.to_thread(engineapi.context_tar, SOURCE)
+            progress(CONNECTOR, f"building {image} from {SOURCE}")
+        labels = {spec.LABEL_SOURCE: engineapi.source_hash(context)}
+        await engineapi.build(client, context, image, labels, lambda text: progress(CONNECTOR, text))
 
     async def _network(self) -> None:
         import aiodocker  # noqa: PLC0415
@@ -161,6 +174,14 @@ class Containers(Facts):
         dialect = understand(lines, settings)
         progress(BROKER, f"Mosquitto {dialect}" + (" with file plugins" if dialect.plugins else ""))
         return dialect
+
+    async def _proxied_port(self, own: brokerconf.Reading | None, dialect: Dialect, progress: Progress) -> int:
+        """The broker's listener that will get each client's address from the connector; 0: none."""
+        settings = self.settings
+        if own is not None or settings.proxy_protocol is not None:
+            return proxied_port(settings, own, dialect, progress, sends=True)
+        labels = await engineapi.image_labels(self.client, settings.connector_image)
+        return proxied_port(settings, own, dialect, progress, sends=spec.LABEL_DEFAULTS in labels)
 
     async def _put(self, container: Any, folder: str, files: dict[str, str], uid: int) -> None:
         async with explained(f"writing files into {folder}"):

@@ -17,7 +17,7 @@ from typing import Any
 from launcher import brokerconf
 from launcher.accounts import CHECK_TOPIC, HEALTH
 from launcher.brokerconf import Dialect
-from launcher.stack import BROKER, CONNECTOR, METRICS_PORT
+from launcher.stack import BROKER, CONNECTOR, METRICS_PORT, WS_KEEP_ALIVE, WS_SUBPROTOCOL, proxy_option
 from launcher.stackdir import Settings
 
 Spec = dict[str, Any]
@@ -27,6 +27,13 @@ LABEL_ID = "tunnel-launcher.id"
 LABEL_SERVICE = "tunnel-launcher.service"
 LABEL_HASH = "tunnel-launcher.hash"
 LABEL_SETTINGS = "tunnel-launcher.settings"
+
+LABEL_DEFAULTS = "tunnel-connector.origin-defaults"
+"""Of the connector's image: it takes the variables of `connector_environment`. cloudflared's has no such label, and a
+broker that waits for a PROXY header would wait in vain."""
+
+LABEL_SOURCE = "tunnel-launcher.source"
+"""Of an image that `up` built: the hash of what it was built from."""
 
 BROKER_UID = 1883
 CONNECTOR_UID = 65532
@@ -164,6 +171,14 @@ def connector_command(settings: Settings, *, ca: bool) -> list[str]:
     return [*words, "run", "--token-file", TOKEN]
 
 
+def connector_environment(settings: Settings) -> list[str]:
+    """What rules of a dashboard cannot say, for a connector that understands it; others ignore it."""
+    words = [f"TUNNEL_WS_KEEPALIVE={WS_KEEP_ALIVE}", f"TUNNEL_WS_SUBPROTOCOLS={WS_SUBPROTOCOL}"]
+    if settings.proxied_port:
+        words.append(f"TUNNEL_PROXY_PROTOCOL={proxy_option(settings)}")
+    return words
+
+
 def connector_spec(settings: Settings, *, ca: bool) -> Spec:
     """The connector's container."""
     name = settings.name
@@ -172,6 +187,7 @@ def connector_spec(settings: Settings, *, ca: bool) -> Spec:
         "Image": settings.connector_image,
         "User": f"{CONNECTOR_UID}:{CONNECTOR_UID}",
         "Cmd": connector_command(settings, ca=ca),
+        "Env": connector_environment(settings),
         "Labels": labels(settings, CONNECTOR),
         "StopTimeout": CONNECTOR_STOP_SECONDS,
         "Healthcheck": {
@@ -206,7 +222,7 @@ def broker_shape(settings: Settings) -> brokerconf.Shape:
         written_by="`launcher up`",
         anonymous=settings.allow_anonymous,
         save_each_change=settings.durability == "each",
-        proxy_protocol=settings.proxy_protocol,
+        proxy_protocol=bool(settings.proxied_port),
     )
 
 

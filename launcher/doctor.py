@@ -28,11 +28,6 @@ PUBLIC_ADVICE = {
     "403: an Access policy or the firewall is in the way",
     selfcheck.CONNECT: "the WebSocket works, the broker's answer does not come through: launcher logs broker",
 }
-PUBLIC_ADVICE = {
-    selfcheck.WEBSOCKET: "502: the rule's URL is wrong or the broker down; 530 or 1033: no connector is registered; "
-    "403: an Access policy or the firewall is in the way",
-    selfcheck.CONNECT: "the WebSocket works, the broker's answer does not come through: launcher logs broker",
-}
 
 
 async def examine(
@@ -72,10 +67,6 @@ async def examine(
     public = hostname or next(iter(state.hostnames), None)
     target = f"wss://{public.partition(':')[0]}{PATH}" if public else None
     for check in await engine.connector_doctor(target):
-        unproxied = settings.proxy_protocol and check.name in {"hop http", "hop websocket", "hop mqtt"}
-        if check.good is False and unproxied:
-            note = "the broker wants a PROXY header, which this check of the connector does not send"
-            check = Check(check.name, None, check.text, note, check.ms)  # noqa: PLW2901
         tell(check)
     if public is None:
         tell(Check("public", None, "no public hostname is known", "launcher doctor --hostname mqtt.example.com"))
@@ -94,7 +85,7 @@ async def _broker(engine: Engine, settings: Settings, directory: StackDir, tell:
     for ws in (False, True):
         name = "websocket" if ws else "mqtt"
         try:
-            ms = await engine.broker_check(HEALTH, password, ws, ws and settings.proxy_protocol)
+            ms = await engine.broker_check(HEALTH, password, ws, ws and bool(settings.proxied_port))
             tell(Check(name, True, "authenticated CONNECT, QoS 1 message there and back", ms=ms))
         except StackError as error:
             tell(Check(name, False, str(error), error.advice))
@@ -102,7 +93,7 @@ async def _broker(engine: Engine, settings: Settings, directory: StackDir, tell:
         if settings.allow_anonymous:
             continue
         try:
-            await engine.broker_check(HEALTH, new_password(), ws, ws and settings.proxy_protocol)
+            await engine.broker_check(HEALTH, new_password(), ws, ws and bool(settings.proxied_port))
             tell(Check(name, False, "a wrong password was let in", "this broker is open: stop it, and report this"))
         except StackError as error:
             refused = any(f"(code {code})" in str(error) for code in selfcheck.REFUSALS)

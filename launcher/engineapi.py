@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import os
 import tarfile
@@ -115,7 +116,7 @@ def _advice(text: str) -> str:
         return "another program has that port"
     if "invalid reference" in low:
         return "an image is called NAME:TAG or NAME@sha256:..., in lower case"
-    if any(words in low for words in ("no such host", "registry", "dial tcp", "pull access denied", "manifest unknown")):
+    if any(words in low for words in ("no such host", "registry", "dial tcp", "access denied", "manifest unknown")):
         return "the registry cannot be reached or has no such image: check the name, or load the image by hand"
     if "conflict" in low and "already in use" in low:
         return "choose another name with --name, or remove that container"
@@ -134,6 +135,13 @@ async def has_image(client: aiodocker.Docker, name: str) -> bool:
                 return False
             raise
     return True
+
+
+async def image_labels(client: aiodocker.Docker, name: str) -> dict[str, str]:
+    """The labels of an image that the engine has."""
+    async with explained(f"looking into the image {name}"):
+        facts: Any = await client.images.inspect(name)
+    return dict((facts.get("Config") or {}).get("Labels") or {})
 
 
 async def pull(client: aiodocker.Docker, name: str, report: Callable[[str], None]) -> None:
@@ -165,7 +173,7 @@ def context_tar(root: Path) -> bytes:
 
     def keep(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         name = entry.name.rpartition("/")[2]
-        if name in {"__pycache__", "token", ".env"} or name.endswith(".pyc"):
+        if name in {"__pycache__", "token", ".env"} or name.endswith((".pyc", ".so")):
             return None
         entry.uid = entry.gid = 0
         entry.uname = entry.gname = ""
@@ -180,12 +188,18 @@ def context_tar(root: Path) -> bytes:
     return buffer.getvalue()
 
 
-async def build(client: aiodocker.Docker, root: Path, tag: str, report: Callable[[str], None]) -> None:
-    """Build the Dockerfile in `root` as `tag`, telling about its steps."""
-    context = await asyncio.to_thread(context_tar, root)
+def source_hash(context: bytes) -> str:
+    """Tells two build contexts apart."""
+    return hashlib.sha256(context).hexdigest()[:32]
+
+
+async def build(
+    client: aiodocker.Docker, context: bytes, tag: str, labels: dict[str, str], report: Callable[[str], None]
+) -> None:
+    """Build the Dockerfile of the context as `tag`, telling about its steps."""
     async with explained(f"building {tag}"):
         stream = client.images.build(
-            fileobj=io.BytesIO(context), encoding="identity", tag=tag, stream=True, rm=True, timeout=None
+            fileobj=io.BytesIO(context), encoding="identity", tag=tag, labels=labels, stream=True, rm=True, timeout=None
         )
         async for step in stream:
             if step.get("error"):

@@ -35,6 +35,8 @@ from launcher.stack import (
     BROKER,
     CONNECTOR,
     SERVICES,
+    WS_KEEP_ALIVE,
+    WS_SUBPROTOCOL,
     Check,
     LogLine,
     Progress,
@@ -45,6 +47,8 @@ from launcher.stack import (
     doctor_checks,
     doctor_command,
     last_error,
+    proxied_port,
+    proxy_option,
 )
 from launcher.stackdir import Settings, StackDir, StackError, explained
 
@@ -122,6 +126,9 @@ class Native:
         settings = self.settings
         binary, dialect = await asyncio.to_thread(find_dialect)
         progress("engine", f"native processes: {binary} at {binary.path}")
+        own = brokerconf.read(wanted.own_config) if wanted.own_config is not None else None
+        settings.proxied_port = proxied_port(settings, own, dialect, progress, sends=True)
+        self.directory.save(settings)
         plan = await asyncio.to_thread(self._prepare, wanted, binary, dialect)
         running = self._supervisor()
         if running is not None and self._state().get("hash") == plan["hash"]:
@@ -160,7 +167,7 @@ class Native:
                 written_by="`launcher up`",
                 anonymous=settings.allow_anonymous,
                 save_each_change=settings.durability == "each",
-                proxy_protocol=settings.proxy_protocol,
+                proxy_protocol=bool(settings.proxied_port),
             )
             text = brokerconf.configuration(dialect, shape)
         else:
@@ -174,7 +181,11 @@ class Native:
         self._probe_writable(directory.broker / "data")
         metrics = self._state().get("metrics") or mosquitto.free_ports(1)[0]
         connector = [sys.executable, "-m", "connector", "tunnel", "--no-autoupdate"]
-        connector += ["--metrics", f"127.0.0.1:{metrics}", *settings.connector_args]
+        connector += ["--metrics", f"127.0.0.1:{metrics}", "--ws-keepalive", WS_KEEP_ALIVE]
+        connector += ["--ws-subprotocols", WS_SUBPROTOCOL]
+        if settings.proxied_port:
+            connector += ["--proxy-protocol", proxy_option(settings)]
+        connector += settings.connector_args
         if settings.connector_ca is not None:
             connector += ["--cacert", settings.connector_ca]
         connector += ["run", "--token-file", str(directory.token_file)]

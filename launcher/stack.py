@@ -14,12 +14,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from launcher.brokerconf import Dialect, read
+from launcher.brokerconf import Dialect, Reading, read
 from launcher.stackdir import Settings
 
 BROKER, CONNECTOR = "broker", "connector"
 SERVICES = (BROKER, CONNECTOR)
 METRICS_PORT = 20241
+LOOPBACK = "127.0.0.1"
+WS_PORT = 9001
+
+WS_KEEP_ALIVE = "40s"
+"""Cloudflare cuts a WebSocket after 100 s without traffic, and MQTT clients may stay silent for longer."""
+
+WS_SUBPROTOCOL = "mqtt"
+"""Mosquitto 2.1 takes no list; some clients offer `mqtt` and `mqttv3.1`."""
 
 Service = Literal["broker", "connector"]
 Progress = Callable[[str, str], None]
@@ -169,12 +177,33 @@ def rules_of(configuration: Any) -> list[tuple[str, str]]:
     return found
 
 
+def broker_hosts(settings: Settings) -> list[str]:
+    """How a rule may call the broker."""
+    if settings.engine == "native":
+        return ["localhost", LOOPBACK]
+    return ["mosquitto", f"{settings.name}-broker"]
+
+
+def proxy_option(settings: Settings) -> str:
+    """Value of the connector's --proxy-protocol: a header for the broker's listener, and for no other service."""
+    return "v2@" + ",".join(f"{host}:{settings.proxied_port}" for host in broker_hosts(settings))
+
+
+def proxied_port(settings: Settings, own: Reading | None, dialect: Dialect, progress: Progress, *, sends: bool) -> int:
+    """Port of the broker's listener that wants a PROXY header; 0 where nobody sends one (`sends`) or it takes none."""
+    if own is not None:
+        return own.proxied_port
+    if settings.proxy_protocol and not dialect.modern:
+        progress(BROKER, f"Mosquitto {dialect} takes no client addresses from a connector: 2.1 does")
+    if settings.proxy_protocol is False or not (dialect.modern and sends):
+        return 0
+    return settings.ws_port if settings.engine == "native" else WS_PORT
+
+
 def reaches_broker(service: str, settings: Settings) -> bool:
     """Whether a rule's service is this stack's broker."""
     wanted, got = urlsplit(origin_of(settings)), urlsplit(service)
-    hosts = {"mosquitto", f"{settings.name}-broker"}
-    if settings.engine == "native":
-        hosts = {"localhost", "127.0.0.1", "[::1]", "::1"}
+    hosts = broker_hosts(settings)
     return got.scheme in {"http", "ws", "tcp"} and got.hostname in hosts and got.port == wanted.port
 
 

@@ -124,7 +124,7 @@ def add(commands: Any, parser_class: type[argparse.ArgumentParser]) -> None:
         "--proxy-protocol",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="Mosquitto 2.1: take the eyeball's address from the connector; the tunnel's rule has to send it",
+        help="the connector tells Mosquitto 2.1 each client's address (default where both can)",
     )
     up.add_argument("--broker-image", metavar="I", help="default: eclipse-mosquitto:2.1.2; name@sha256:... pins it")
     up.add_argument("--connector-image", metavar="I", help="default: built from this project's Dockerfile")

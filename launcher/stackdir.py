@@ -59,12 +59,15 @@ class Settings:
     allow_anonymous: bool = False
     mqtt_port: int = 1883
     ws_port: int = 9001
-    proxy_protocol: bool = False
+    proxy_protocol: bool | None = None
+    """Whether the connector tells the broker each client's address; None: where both can."""
     durability: str = "each"
     """`each`: what the broker acknowledged is on its disk a moment later. `interval`: once a minute, for a database so
     large, or a disk so slow, that writing it at every change is too much."""
     connector_args: list[str] = field(default_factory=list)
     connector_ca: str | None = None
+    proxied_port: int = 0
+    """Port of the broker's listener that wants a PROXY header first, 0: none does. Each `up` finds it out."""
     data_volume: str | None = None
     """Name of a volume that was there before (`launcher import`); otherwise one of the stack's own."""
 

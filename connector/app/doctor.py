@@ -319,7 +319,7 @@ async def _register(walk: Walk, config: RunConfig, usable: list[tuple[str, EdgeA
         log = Logger(LogOutput(stream=nowhere))
         local = config.own_rules
         dispatcher = Dispatcher(ingress=config.ingress, connector_id=connector_id, loop=loop)
-        orchestrator = Orchestrator(dispatcher, log)
+        orchestrator = Orchestrator(dispatcher, log, config.origin_defaults)
         dispatcher.on_configuration = orchestrator.on_configuration
         async with kj_loop():
             dialler = Dialler(

@@ -14,6 +14,7 @@ from typing import Any
 from connector.app.doctor import HopFailedError, Target, Walk
 from connector.proxy.ingress import Ingress, Rule, ServiceKind
 from connector.proxy.origin_tls import connect_error, origin_context, tls_error
+from connector.proxy.proxy_protocol import LOCAL
 from connector.transport.lookup import look_up
 
 MAX_HEAD = 64 * 1024
@@ -121,6 +122,8 @@ async def _connect(
         if writer is None:
             failure = connect_error(service, last, tried)
             raise HopFailedError(str(failure), failure.advice)
+    if writer is not None and rule.settings.proxy_protocol:
+        writer.write(LOCAL)
     return reader, writer
 
 

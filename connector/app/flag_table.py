@@ -256,9 +256,9 @@ _ORIGIN = [
     Flag(
         "proxy-protocol",
         env=("TUNNEL_PROXY_PROTOCOL",),
-        metavar="VERSION",
-        choices=("v2",),
-        help="v2: begin connections to services with a PROXY protocol header that names the visitor.",
+        metavar="v2[@HOST:PORT,...]",
+        help="v2: begin connections to services with a PROXY protocol header that names the visitor; v2@HOST:PORT: "
+        "to that service alone.",
     ),
     Flag("icmpv4-src", env=("TUNNEL_ICMPV4_SRC",), metavar="IP", help="Source of pings to private networks over IPv4."),
     Flag(

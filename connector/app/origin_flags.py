@@ -89,7 +89,8 @@ def own_defaults(flags: Flags) -> OriginSettings:
     try:
         check_extensions(settings)
     except ConfigError as error:
-        error.args = (str(error).replace("originRequest.wsSubprotocols", "--ws-subprotocols"),)
+        text = str(error).replace("originRequest.wsSubprotocols", "--ws-subprotocols")
+        error.args = (text.replace("originRequest.proxyProtocol", "--proxy-protocol"),)
         raise
     return settings
 

@@ -83,9 +83,8 @@ def build_ingress(document: Document, version: int, base: OriginSettings = USUAL
 def single_origin(service: Service, settings: OriginSettings) -> Ingress:
     """Return the rule set of one origin given by flags."""
     problem = port_problem(service)
-    return Ingress(
-        LOCAL_VERSION, (Rule(0, service, settings=settings),), warnings=(problem,) if problem else (), defaults=settings
-    )
+    rule = Rule(0, service, settings=_narrowed(settings, service))
+    return Ingress(LOCAL_VERSION, (rule,), warnings=(problem,) if problem else (), defaults=settings)
 
 
 def ingress_from_url(url: str, settings: OriginSettings | None = None) -> Ingress:
@@ -113,6 +112,7 @@ def _rule(source: RuleDocument, number: int, count: int, defaults: OriginSetting
         _check_hostname(source, number, count)
         pattern = compile_path(source.path) if source.path else None
         check_extensions(settings)
+        settings = _narrowed(settings, service)
     except PatternError as error:
         raise ConfigError(f"Rule #{number + 1} has an invalid regex: {error}") from None
     except ConfigError as error:
@@ -233,14 +233,28 @@ def _access(source: AccessDocument) -> AccessSettings:
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
 
 
+_PROXY = re.compile(r"(?:v2(?:@[^\s,]+:[0-9]+(?:,[^\s,]+:[0-9]+)*)?)?")
+
+
 def check_extensions(settings: OriginSettings) -> None:
     """Refuse nonsense in the keys that cloudflared does not have."""
-    if settings.proxy_protocol not in {"", "v2"}:
+    if not _PROXY.fullmatch(settings.proxy_protocol):
         raise ConfigError(
-            f"originRequest.proxyProtocol cannot be {settings.proxy_protocol!r}", advice="Allowed: v2, or nothing."
+            f"originRequest.proxyProtocol cannot be {settings.proxy_protocol!r}",
+            advice="Allowed: v2, v2@HOST:PORT[,HOST:PORT...] (for the services there alone), or nothing.",
         )
     if settings.ws_keep_alive < 0:
         raise ConfigError("originRequest.wsKeepAlive must be 0 (off) or more")
     for name in settings.ws_subprotocols or ():
         if not _TOKEN.fullmatch(name):
             raise ConfigError(f"originRequest.wsSubprotocols: {name!r} is not a subprotocol's name")
+
+
+def _narrowed(settings: OriginSettings, service: Service) -> OriginSettings:
+    """Return the settings with `v2@HOST:PORT` decided: a default for all rules, most of which lead elsewhere."""
+    version, _, places = settings.proxy_protocol.partition("@")
+    if not places:
+        return settings
+    host = f"[{service.host}]" if ":" in service.host else service.host
+    here = f"{host}:{service.port}".lower() in places.lower().split(",")
+    return structs.replace(settings, proxy_protocol=version if here else "")

@@ -177,6 +177,9 @@ EXTENSIONS: list[tuple[list[str], dict[str, str], str, dict[str, Any]]] = [
     (["--proxy-protocol", "v2"], {}, "", {"proxy_protocol": "v2"}),
     ([], {"TUNNEL_PROXY_PROTOCOL": "v2"}, "", {"proxy_protocol": "v2"}),
     ([], {}, "proxy-protocol: v2", {"proxy_protocol": "v2"}),
+    (["--proxy-protocol", "v2@H:80"], {}, "", {"proxy_protocol": "v2"}),
+    ([], {"TUNNEL_PROXY_PROTOCOL": "v2@mosquitto:9001"}, "", {}),
+    ([], {}, "proxy-protocol: 'v2@[::1]:9001,h:80'", {"proxy_protocol": "v2"}),
     (["--ws-subprotocols", "mqtt"], {}, "", {"ws_subprotocols": ("mqtt",)}),
     ([], {"TUNNEL_WS_SUBPROTOCOLS": "mqtt, mqttv3.1"}, "", {"ws_subprotocols": ("mqtt", "mqttv3.1")}),
     ([], {}, "ws-subprotocols: [mqtt]", {"ws_subprotocols": ("mqtt",)}),
@@ -197,6 +200,8 @@ def test_defaults_for_what_cloudflared_does_not_have(
     [
         (["--ws-keepalive=-1s"], "--ws-keepalive must be 0"),
         (["--ws-subprotocols", "a b"], "--ws-subprotocols: 'a b' is not"),
+        (["--proxy-protocol", "v1"], "--proxy-protocol cannot be 'v1'"),
+        (["--proxy-protocol", "v2@mosquitto"], "--proxy-protocol cannot be"),
     ],
 )
 def test_defaults_that_make_no_sense(argv: list[str], words: str) -> None:

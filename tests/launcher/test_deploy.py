@@ -38,6 +38,7 @@ CONTAINER = {
     "!image": str,
     "command": [str],
     "args": [str],
+    "env": [{"!name": str, "!value": str}],
     "ports": [{"!name": str, "!containerPort": int}],
     "startupProbe": PROBE,
     "readinessProbe": PROBE,
@@ -61,6 +62,7 @@ POD = {
             "!runAsUser": int,
             "runAsGroup": int,
             "fsGroup": int,
+            "fsGroupChangePolicy": str,
             "!seccompProfile": {"!type": str},
         },
         "topologySpreadConstraints": [

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from launcher import brokerconf, stack
 from launcher import containerspec as spec
-from launcher import stack
 from launcher.brokerconf import Dialect
 from launcher.containerprobe import understand
 from launcher.output import Output, rows_of
+from launcher.pullprogress import PullProgress
 from launcher.stack import Check, LogLine, ServiceState, StackState
 from launcher.stackdir import Settings, StackError
 
@@ -96,7 +97,8 @@ def test_container_descriptions_hold_no_secret_and_tell_changes_apart() -> None:
         assert "PortBindings" not in host
         assert host["CapDrop"] == ["ALL"]
         assert host["ReadonlyRootfs"]
-        assert "Env" not in one
+        assert "TUNNEL_TOKEN" not in json.dumps(one)
+    assert "Env" not in broker
     assert connector["Cmd"][-3:] == ["run", "--token-file", spec.TOKEN]
     assert connector["StopTimeout"] > 30
 
@@ -167,3 +169,64 @@ def test_programs_get_json_lines_and_people_text() -> None:
     assert errors.getvalue().startswith("launcher: m\\x0ax\n")
     assert rows_of([("a", "bb"), ("ccc", "d")]) == ["a    bb", "ccc  d"]
     assert rows_of([]) == []
+
+
+def test_the_broker_learns_client_addresses_where_both_ends_can() -> None:
+    said: list[str] = []
+
+    def port(settings: Settings, dialect: Dialect, *, sends: bool = True, own: str | None = None) -> int:
+        reading = brokerconf.read(own) if own is not None else None
+        return stack.proxied_port(settings, reading, dialect, lambda _, text: said.append(text), sends=sends)
+
+    old, new = Dialect((2, 0, 11)), Dialect((2, 1, 2))
+    assert port(Settings(), new) == 9001
+    assert port(Settings(engine="native", ws_port=9002), new) == 9002
+    assert port(Settings(), new, sends=False) == port(Settings(), old) == port(Settings(proxy_protocol=False), new) == 0
+    assert not said
+    assert port(Settings(proxy_protocol=True), old) == 0
+    assert "2.1 does" in said[0]
+    assert (
+        port(Settings(), new, own="listener 1883\nlistener 8000\nprotocol websockets\nenable_proxy_protocol 2") == 8000
+    )
+    assert port(Settings(), new, own=own) == 0
+
+
+def test_what_a_dashboard_cannot_say_reaches_the_connector_and_only_the_broker_gets_a_header() -> None:
+    settings = Settings(name="x", proxied_port=9001)
+    environment = spec.connector_spec(settings, ca=False)["Env"]
+    assert "TUNNEL_WS_KEEPALIVE=40s" in environment
+    assert "TUNNEL_PROXY_PROTOCOL=v2@mosquitto:9001,x-broker:9001" in environment
+    assert not any("PROXY" in one for one in spec.connector_spec(Settings(name="x"), ca=False)["Env"])
+    assert "enable_proxy_protocol 2" in spec.broker_conf(Dialect((2, 1, 2)), settings)
+    native = Settings(engine="native", proxied_port=9001)
+    assert stack.proxy_option(native) == "v2@localhost:9001,127.0.0.1:9001"
+
+
+def test_the_database_is_told_with_what_it_costs() -> None:
+    assert stack.database_check(12_345, Settings()).text == "12 kB, saved after each change"
+    large = stack.database_check(20_000_000, Settings())
+    assert (large.good, large.text) == (None, "20.0 MB, saved after each change")
+    assert "--durability interval" in large.advice
+    assert "loses what is newer" in stack.database_check(20_000_000, Settings(durability="interval")).text
+
+
+def test_a_pull_is_told_in_a_handful_of_lines() -> None:
+    size = 40_000_000
+    layers = [{"status": "Pulling fs layer", "progressDetail": {}, "id": one} for one in "ab"]
+    loads = [
+        {"status": "Downloading", "progressDetail": {"current": now, "total": size}, "id": "a"}
+        for now in range(0, size, 100_000)
+    ]
+    unpacked = [
+        {"status": "Extracting", "progressDetail": {"current": now, "total": size}, "id": "a"}
+        for now in range(0, size, 100_000)
+    ]
+    messages = [{"status": "Pulling from eclipse-mosquitto", "id": "2.1.2"}, *layers]
+    messages += [{"status": "Already exists", "progressDetail": {}, "id": "b"}, *loads, *unpacked]
+    messages += [{"status": "Pull complete", "progressDetail": {}, "id": "a"}, {"status": "Digest: sha256:12"}]
+    progress = PullProgress()
+    told = [text for message in messages if (text := progress.line(message))]
+    assert len(told) == 13
+    assert told[0] == "pulling: 1 of 2 layers ready"
+    assert "pulling: 20.0 of 40.0 MB, 1 of 2 layers ready" in told
+    assert told[-2:] == ["pulling: 40.0 of 40.0 MB, 2 of 2 layers ready", "pulled: sha256:12"]
