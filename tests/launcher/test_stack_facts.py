@@ -185,9 +185,8 @@ def test_the_broker_learns_client_addresses_where_both_ends_can() -> None:
     assert not said
     assert port(Settings(proxy_protocol=True), old) == 0
     assert "2.1 does" in said[0]
-    assert (
-        port(Settings(), new, own="listener 1883\nlistener 8000\nprotocol websockets\nenable_proxy_protocol 2") == 8000
-    )
+    own = "listener 1883\nlistener 8000\nprotocol websockets\n"
+    assert port(Settings(), new, own=own + "enable_proxy_protocol 2\n") == 8000
     assert port(Settings(), new, own=own) == 0
 
 
