@@ -14,7 +14,7 @@ from typing import Any
 from connector.app.doctor import HopFailedError, Target, Walk
 from connector.proxy.ingress import Ingress, Rule, ServiceKind
 from connector.proxy.origin_tls import connect_error, origin_context, tls_error
-from connector.proxy.proxy_protocol import LOCAL
+from connector.proxy.proxy_protocol import encode_proxy_header
 from connector.transport.lookup import look_up
 
 MAX_HEAD = 64 * 1024
@@ -123,7 +123,9 @@ async def _connect(
             failure = connect_error(service, last, tried)
             raise HopFailedError(str(failure), failure.advice)
     if writer is not None and rule.settings.proxy_protocol:
-        writer.write(LOCAL)
+        # As itself: some services (Mosquitto) close at once where nobody is named.
+        ours, theirs = writer.get_extra_info("sockname"), writer.get_extra_info("peername")
+        writer.write(encode_proxy_header(ours[0] if isinstance(ours, tuple) else "", theirs))
     return reader, writer
 
 

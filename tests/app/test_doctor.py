@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import subprocess
@@ -13,9 +14,13 @@ from typing import Any
 
 import pytest
 
-from connector.app.doctor import FIRST_STATUS, HOPS, parse_target
+from connector.app.doctor import FIRST_STATUS, HOPS, Walk, parse_target
+from connector.app.doctor_origin import walk_origin
 from connector.errors import UsageError
+from connector.proxy.ingress import OriginSettings, ingress_from_url
+from connector.proxy.proxy_protocol import SIGNATURE
 from connector.wire.token import decode_token
+from tests.support.aio import run
 from tests.support.origins import free_port, http_origin, mosquitto
 from tests.support.processes import MOSQUITTO, ROOT, Child, dev_edge, edge_token
 
@@ -213,3 +218,25 @@ def test_a_configuration_file_names_tunnel_and_rules(tmp_path: Path) -> None:
         assert hops(out)["rule"]["detail"].startswith("rule 0 (a.test)")
         assert hops(out)["http"]["detail"] == "the service answers 200"
         assert "locally managed" in hops(out)["configuration"]["detail"]
+
+
+def test_a_service_that_wants_to_know_who_comes() -> None:
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readexactly(28))
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def walked() -> Walk:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            walk = Walk(lambda _: None)
+            ingress = ingress_from_url(f"http://127.0.0.1:{port}", OriginSettings(proxy_protocol="v2"))
+            await walk_origin(walk, ingress, parse_target("http://localhost/"))
+            return walk
+
+    walk = run(walked())
+    assert [hop.detail for hop in walk.hops if hop.name == "http"] == ["the service answers 200"]
+    assert heads[0].startswith(SIGNATURE + b"\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01")  # Mosquitto closes on LOCAL
