@@ -295,6 +295,8 @@ def doctor_command(
 ) -> list[str]:
     """The command line of `connector doctor` for this stack."""
     words = [*program, "doctor", "--json", *settings.connector_args, "--token-file", token_file]
+    if settings.proxied_port:
+        words += ["--proxy-protocol", proxy_option(settings)]
     if ca is not None:
         words += ["--cacert", ca]
     return [*words, url] if url else words
