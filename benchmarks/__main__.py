@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.rows import Row, all_rows
 from benchmarks.runner import Bench, Contender, cloudflared, other, ours
 
-TRANSPORTS = ("http2",)
+TRANSPORTS = ("http2", "quic")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -1,675 +1,113 @@
 """The load edge: registers connectors and loads them, in a process of its own (`python -m benchmarks.edge`).
 
-Owns: the listener, registration, and one Load class per kind of work.
+Owns: the listeners of both transports, and which connector's link is which.
 In: JSON lines on stdin ({"op": ...}). Out: JSON lines on stdout, events and results.
 Never: starts connectors, prints tables, treats one connector unlike another.
-
-*Strategy*: all work is closed loop: what ends is begun again at once, so the number in flight is constant. CPU clocks
-of the connector are read here, at the moments when units are counted. Time stamps are taken once per read.
 """
 
-# ruff: noqa: D102  (callbacks of one interface each, described there)
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
-import uuid
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import capnp
 import uvloop
 
-from benchmarks.h2_client import Fields, LoadLink, LoadStream
-from benchmarks.process import cpu_of, family, memory_of
+from benchmarks.desk import Desk, open_control, take_control
+from benchmarks.h2_client import H2LoadLink
+from benchmarks.link import LoadLink, StreamUser
+from benchmarks.loads import LOADS, WorkError
+from benchmarks.quic_client import QuicListener, QuicLoadLink, QuicLoadStream, configuration
+from benchmarks.watched import Watched
 from connector.devedge.authority import EDGE_LEAF_NAMES, Authority, StateDir
-from connector.devedge.registrar import ControlStream, Grant, Registration
-
-WARM_UP = 0.15
-"""Seconds of load before the clock starts: connections are dialled and caches are filled."""
-
-DRAIN_LIMIT = 10.0
-"""Seconds for what is in flight to end."""
-
-IDLE_BATCH = 200
-"""Idle WebSockets that are opened side by side."""
-
-UPGRADE = b"cf-cloudflared-proxy-connection-upgrade"
-HOST = b"app.example.com"
-
-
-def request_fields(method: bytes, path: bytes, *extra: tuple[bytes, bytes]) -> Fields:
-    """What the edge sends with any request."""
-    return [
-        (b":method", method),
-        (b":scheme", b"https"),
-        (b":authority", HOST),
-        (b":path", path),
-        (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
-        (b"accept", b"*/*"),
-        (b"accept-encoding", b"gzip, br"),
-        (b"cf-connecting-ip", b"203.0.113.7"),
-        (b"x-forwarded-for", b"203.0.113.7"),
-        (b"x-forwarded-proto", b"https"),
-        (b"cf-visitor", b'{"scheme":"https"}'),
-        (b"cdn-loop", b"cloudflare; loops=1"),
-        (b"cf-ipcountry", b"PT"),
-        *extra,
-    ]
-
-
-WEBSOCKET = request_fields(b"GET", b"/", (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ=="), (UPGRADE, b"websocket"))
-MORE_FIELDS = (
-    (b"accept-language", b"en-GB,en;q=0.8,pt;q=0.5"),
-    (b"cookie", b"session=8f14e45fceea167a5a36dedd4bea2543; theme=dark; consent=1"),
-    (b"referer", b"https://app.example.com/list?page=3"),
-    (b"sec-fetch-dest", b"document"),
-    (b"sec-fetch-mode", b"navigate"),
-    (b"sec-fetch-site", b"same-origin"),
-    (b"cache-control", b"max-age=0"),
-    (b"upgrade-insecure-requests", b"1"),
-    (b"dnt", b"1"),
-    (b"priority", b"u=0, i"),
-)
-"""With the fields of every request, and `cf-ray`, these make twenty that are no pseudo headers."""
-
-
-class WorkError(Exception):
-    """The connector did not do what the row asks; the row fails, not the run."""
-
-
-class Load:
-    """One kind of work on one link. Subclasses begin units with `begin` and report them with `done`."""
-
-    def __init__(self, link: LoadLink, options: dict[str, Any]) -> None:
-        self.link = link
-        self.options = options
-        self.streams: int = options["streams"]
-        self.units = 0
-        self.latencies: list[float] = []
-        self.active = 0
-        self.stopping = False
-        self.failure = ""
-        self.changed = asyncio.Event()
-
-    def begin(self, slot: int) -> None:
-        """Begin the work of one of the streams; called once each."""
-        raise NotImplementedError
-
-    def done(self, started: float) -> None:
-        """Count one unit."""
-        self.units += 1
-        self.latencies.append(self.link.now - started)
-
-    def fail(self, text: str) -> None:
-        """Give up."""
-        self.failure = self.failure or text
-        self.changed.set()
-
-    def ended(self) -> None:
-        """One of the streams is through."""
-        self.active -= 1
-        if not self.active:
-            self.changed.set()
-
-    def finish(self) -> None:
-        """Ask all streams to end; work that ends by itself needs nothing more."""
-        self.stopping = True
-
-    async def wait(self, limit: float) -> None:
-        """Wait until no stream is active, or something failed."""
-        async with asyncio.timeout(limit):
-            await self.changed.wait()
-        if self.failure:
-            raise WorkError(self.failure)
-
-    def check(self) -> None:
-        """Raise what went wrong."""
-        if self.failure:
-            raise WorkError(self.failure)
-
-    async def run(self, seconds: float, watched: Watched) -> dict[str, Any]:
-        """Warm up, measure, drain."""
-        self.link.now = time.perf_counter()
-        for slot in range(self.streams):
-            self.active += 1
-            self.begin(slot)
-        await self.ready()
-        await asyncio.sleep(WARM_UP)
-        self.check()
-        units, self.latencies = self.units, []
-        watched.begin()
-        await asyncio.sleep(seconds)
-        result = watched.end()
-        result.update(units=self.units - units, **quantiles(self.latencies))
-        self.check()
-        self.finish()
-        await self.wait(DRAIN_LIMIT)
-        result["all_units"] = self.units
-        return result
-
-    async def ready(self) -> None:
-        """Wait until every stream is at work."""
-
-
-class Echo(Load):
-    """WebSockets on which every message comes back; `flight` of them are on the way per stream."""
-
-    def __init__(self, link: LoadLink, options: dict[str, Any]) -> None:
-        super().__init__(link, options)
-        size = options["size"]
-        # A masked binary frame (RFC 6455 5.2), as a visitor's browser sends it.
-        head = b"\x82" + (bytes([0x80 | size - 6]) if size < 132 else b"\xfe" + (size - 8).to_bytes(2)) + b"\1\2\3\4"
-        self.message = head + bytes((7 * i + 1) & 0xFF for i in range(size - len(head)))
-        self.open = 0
-        self.all_open = asyncio.Event()
-
-    def begin(self, slot: int) -> None:
-        EchoStream(self, self.options["flight"])
-
-    async def ready(self) -> None:
-        async with asyncio.timeout(DRAIN_LIMIT):
-            await self.all_open.wait()
-
-    def opened(self) -> None:
-        self.open += 1
-        if self.open == self.streams:
-            self.all_open.set()
-
-    def fail(self, text: str) -> None:
-        super().fail(text)
-        self.all_open.set()
-
-
-class EchoStream:
-    """One WebSocket."""
-
-    __slots__ = ("flight", "load", "message", "partial", "sent", "size", "stream", "unchecked")
-
-    def __init__(self, load: Echo, flight: int) -> None:
-        self.load = load
-        self.flight = flight
-        self.message = load.message
-        self.size = len(self.message)
-        self.partial = 0
-        self.sent: deque[float] = deque()
-        self.unchecked = True
-        self.stream: LoadStream = load.link.open(WEBSOCKET, self)
-
-    def on_head(self, ok: bool) -> None:
-        if not ok:
-            self.load.fail("a WebSocket was refused")
-            return
-        self.load.opened()
-        now = self.load.link.now
-        for _ in range(self.flight):
-            self.sent.append(now)
-            self.stream.send(self.message)
-
-    def on_data(self, data: bytes, start: int, stop: int) -> None:
-        if not self.sent:
-            # Ended here already. Seen with cloudflared only, 500x4: more bytes than were sent. Why is not known.
-            return
-        got = self.partial + stop - start
-        if self.unchecked and got >= self.size:
-            self.unchecked = False
-            if not self.partial and data[start : start + self.size] != self.message:
-                self.load.fail("an echo differs from what was sent")
-        load = self.load
-        size = self.size
-        while got >= size:
-            got -= size
-            load.done(self.sent.popleft())
-            if load.stopping:
-                if not self.sent:
-                    self.stream.end()
-                    return
-            else:
-                self.sent.append(load.link.now)
-                self.stream.send(self.message)
-        self.partial = got
-
-    def on_end(self) -> None:
-        if not self.load.stopping:
-            self.load.fail("the connector ended a WebSocket")
-        self.load.ended()
-
-    def on_reset(self) -> None:
-        self.load.fail("the connector reset a WebSocket")
-        self.load.ended()
-
-
-class Requests(Load):
-    """Requests one after the other on each slot."""
-
-    def __init__(self, link: LoadLink, options: dict[str, Any]) -> None:
-        super().__init__(link, options)
-        size = options.get("body", 0)
-        self.body = bytes(i & 0xFF for i in range(size))
-        extra = MORE_FIELDS if options.get("fields") else ()
-        if size:
-            extra = (*extra, (b"content-type", b"application/json"), (b"content-length", b"%d" % size))
-        path = options.get("path", "/").encode()
-        self.fields = request_fields(b"POST" if size else b"GET", path, *extra)
-        self.size = 13
-
-    def begin(self, slot: int) -> None:
-        OneRequest(self)
-
-
-class OneRequest:
-    """One request; the next one begins when it ends."""
-
-    __slots__ = ("load", "ok", "size", "started")
-
-    def __init__(self, load: Requests) -> None:
-        self.load = load
-        self.ok = False
-        self.size = 0
-        self.started = load.link.now
-        stream = load.link.open(load.fields, self, end=not load.body)
-        if load.body:
-            stream.send(load.body, end=True)
-
-    def on_head(self, ok: bool) -> None:
-        self.ok = ok
-
-    def on_data(self, data: bytes, start: int, stop: int) -> None:
-        self.size += stop - start
-
-    def on_end(self) -> None:
-        load = self.load
-        if not self.ok or self.size != load.size:
-            load.fail(f"a response was wrong: status 200 {self.ok}, {self.size} bytes")
-        load.done(self.started)
-        if load.stopping or load.failure:
-            load.ended()
-        else:
-            OneRequest(load)
-
-    def on_reset(self) -> None:
-        self.load.fail("the connector reset a request")
-        self.load.ended()
-
-
-class Bulk(Load):
-    """A given number of bytes, spread over the streams; units are bytes."""
-
-    async def run(self, seconds: float, watched: Watched) -> dict[str, Any]:
-        """Move all of it once; there is a small one before, so that the connection to the origin stands."""
-        share = self.options["size"] // self.streams
-        for size, measured in ((65_536, False), (share, True)):
-            self.changed.clear()
-            self.link.now = time.perf_counter()
-            if measured:
-                watched.begin()
-            for _ in range(self.streams):
-                self.active += 1
-                self.one(size)
-            await self.wait(120.0)
-        result = watched.end()
-        result.update(units=share * self.streams, **quantiles(self.latencies[-self.streams :]))
-        return result
-
-    def one(self, size: int) -> None:
-        """Begin one transfer."""
-        raise NotImplementedError
-
-
-class Download(Bulk):
-    """GET of many bytes."""
-
-    def one(self, size: int) -> None:
-        fields = request_fields(b"GET", b"/source/%d" % size)
-        Transfer(self, size).start(fields, end=True)
-
-
-class Upload(Bulk):
-    """POST of many bytes."""
-
-    def one(self, size: int) -> None:
-        fields = request_fields(b"POST", b"/sink", (b"content-length", b"%d" % size))
-        Transfer(self, 13).start(fields, end=False).send_bulk(size)
-
-
-class Transfer:
-    """One download or upload."""
-
-    def __init__(self, load: Bulk, expected: int) -> None:
-        self.load = load
-        self.left = expected
-        self.ok = False
-        self.started = load.link.now
-
-    def start(self, fields: Fields, *, end: bool) -> LoadStream:
-        return self.load.link.open(fields, self, end=end)
-
-    def on_head(self, ok: bool) -> None:
-        self.ok = ok
-
-    def on_data(self, data: bytes, start: int, stop: int) -> None:
-        self.left -= stop - start
-
-    def on_end(self) -> None:
-        if not self.ok or self.left:
-            self.load.fail(f"a transfer was wrong: status 200 {self.ok}, {self.left} bytes missing")
-        self.load.done(self.started)
-        self.load.ended()
-
-    def on_reset(self) -> None:
-        self.load.fail("the connector reset a transfer")
-        self.load.ended()
-
-
-class Churn(Load):
-    """WebSocket open, one message, close; again."""
-
-    def begin(self, slot: int) -> None:
-        OneWebSocket(self, bytes(self.options["size"]))
-
-
-class OneWebSocket:
-    """One short life."""
-
-    __slots__ = ("left", "load", "message", "started", "stream")
-
-    def __init__(self, load: Load, message: bytes) -> None:
-        self.load = load
-        self.message = message
-        self.left = len(message)
-        self.started = load.link.now
-        self.stream = load.link.open(WEBSOCKET, self)
-
-    def on_head(self, ok: bool) -> None:
-        if ok:
-            self.stream.send(self.message)
-        else:
-            self.load.fail("a WebSocket was refused")
-
-    def on_data(self, data: bytes, start: int, stop: int) -> None:
-        self.left -= stop - start
-        if not self.left:
-            self.stream.end()
-
-    def on_end(self) -> None:
-        load = self.load
-        if self.left:
-            load.fail("the connector ended a WebSocket early")
-        load.done(self.started)
-        if load.stopping or load.failure:
-            load.ended()
-        else:
-            OneWebSocket(load, self.message)
-
-    def on_reset(self) -> None:
-        self.load.fail("the connector reset a WebSocket")
-        self.load.ended()
-
-
-class Idle(Load):
-    """WebSockets that say nothing: what each costs in memory, and all together in CPU."""
-
-    opened = 0
-    lost = 0
-
-    async def run(self, seconds: float, watched: Watched) -> dict[str, Any]:
-        before = watched.memory()
-        began = time.perf_counter()
-        streams: list[LoadStream] = []
-        while len(streams) < self.streams:
-            self.changed.clear()
-            streams += [self.link.open(WEBSOCKET, self) for _ in range(min(IDLE_BATCH, self.streams - len(streams)))]
-            async with asyncio.timeout(DRAIN_LIMIT):
-                while self.opened < len(streams) and not self.failure:
-                    self.changed.clear()
-                    await self.changed.wait()
-            self.check()
-        opening = time.perf_counter() - began
-        await asyncio.sleep(0.5)
-        after = watched.memory()
-        watched.begin()
-        await asyncio.sleep(self.options["seconds"])
-        result = watched.end()
-        result.update(units=result["seconds"] / 60, p50=0.0, p99=0.0)
-        result.update(bytes_per_stream=(after - before) / self.streams, opening=opening)
-        self.check()
-        self.active = len(streams)
-        self.stopping = True
-        self.changed.clear()
-        for stream in streams:
-            stream.end()
-        await self.wait(DRAIN_LIMIT)
-        return result
-
-    def on_head(self, ok: bool) -> None:
-        if ok:
-            self.opened += 1
-            self.changed.set()
-        else:
-            self.fail("a WebSocket was refused")
-
-    def on_data(self, data: bytes, start: int, stop: int) -> None:
-        self.fail("an idle WebSocket said something")
-
-    def on_end(self) -> None:
-        self.ended()
-        if not self.stopping:
-            self.fail("the connector ended an idle WebSocket")
-
-    def on_reset(self) -> None:
-        self.fail("the connector reset an idle WebSocket")
-        self.ended()
-
-
-LOADS: dict[str, type[Load]] = {
-    "echo": Echo,
-    "request": Requests,
-    "download": Download,
-    "upload": Upload,
-    "churn": Churn,
-    "idle": Idle,
-}
-
-
-def quantiles(values: list[float]) -> dict[str, float]:
-    """Median and 99th percentile."""
-    ordered = sorted(values) or [0.0]
-    return {"p50": ordered[len(ordered) // 2], "p99": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]}
-
-
-class Watched:
-    """The clocks of the connector, this process and the origin, between `begin` and `end`."""
-
-    def __init__(self, connector: int, origin: int) -> None:
-        self.root = connector
-        self.groups = {"cpu": family(connector), "edge_cpu": [0], "origin_cpu": [origin]}
-        self.started = 0.0
-        self.before: dict[str, Any] = {}
-
-    def begin(self) -> None:
-        self.before = self._read()
-        self.started = time.perf_counter()
-
-    def end(self) -> dict[str, Any]:
-        after = self._read()
-        found: dict[str, Any] = {name: after[name].total - self.before[name].total for name in after}
-        found["system"] = after["cpu"].system - self.before["cpu"].system
-        found["seconds"] = time.perf_counter() - self.started
-        return found
-
-    def memory(self) -> int:
-        return memory_of(self.root)
-
-    def _read(self) -> dict[str, Any]:
-        return {name: cpu_of([pid or os.getpid() for pid in pids]) for name, pids in self.groups.items()}
-
-
-class Desk:
-    """The RPC side of one link: whoever comes with a known tunnel is registered."""
-
-    fault: str | None = None
-
-    def __init__(self, edge: Edge, link: LoadLink) -> None:
-        self.edge = edge
-        self.link = link
-        self.name = ""
-        self.control = ControlStream(self, lambda: None)
-
-    def register(self, registration: Registration) -> Grant:
-        self.name = self.edge.tunnels[str(registration.tunnel)]
-        self.link.loop.call_later(0.001, self._push)
-        return Grant(uuid.uuid4(), "lis01", True)
-
-    def unregister(self) -> None:
-        """It leaves; the link ends soon."""
-
-    def local_configuration(self, config: bytes) -> None:
-        """Of no interest."""
-
-    def control_ended(self) -> None:
-        if self.link.transport is not None:
-            self.link.transport.close()
-
-    def lost(self, _link: LoadLink) -> None:
-        if self.edge.links.get(self.name) is self.link:
-            del self.edge.links[self.name]
-            tell({"event": "lost", "name": self.name})
-        self.edge.closing.add(task := self.link.loop.create_task(self.control.stop()))
-        task.add_done_callback(self.edge.closing.discard)
-
-    def _push(self) -> None:
-        ingress = [{"service": f"http://127.0.0.1:{self.edge.origin_port}"}]
-        body = json.dumps({"version": 1, "config": {"ingress": ingress}}).encode()
-        fields = [
-            (b":method", b"POST"),
-            (b":scheme", b"https"),
-            (b":authority", HOST),
-            (b":path", b"/configuration"),
-            (UPGRADE, b"update-configuration"),
-        ]
-        self.link.open(fields, Push(self)).send(body, end=True)
-
-
-class Push:
-    """The one configuration; when it is answered, the connector is ready."""
-
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.reply = b""
-
-    def on_head(self, ok: bool) -> None:
-        """The body says it."""
-
-    def on_data(self, data: bytes, start: int, stop: int) -> None:
-        self.reply += data[start:stop]
-
-    def on_end(self) -> None:
-        desk = self.desk
-        desk.edge.links[desk.name] = desk.link
-        tell({"event": "ready", "name": desk.name, "at": time.monotonic(), "reply": self.reply.decode()})
-
-    def on_reset(self) -> None:
-        """The link's end is told elsewhere."""
-
-
-class Bridge:
-    """Between a LoadStream and the RPC server of the dev edge."""
-
-    def __init__(self, link: LoadLink, control: ControlStream) -> None:
-        self.control = control
-        fields = [
-            (b":method", b"POST"),
-            (b":scheme", b"https"),
-            (b":authority", HOST),
-            (b":path", b"/control"),
-            (UPGRADE, b"control-stream"),
-        ]
-        self.stream = link.open(fields, self)
-        control.start(self)
-
-    # The RPC server's view of a stream.
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.stream.send(bytes(data))
-
-    def write_eof(self, trailers: object = ()) -> None:
-        if self.stream.link.transport is not None:
-            self.stream.end()
-
-    def consumed(self, size: int) -> None:
-        """Given back already."""
-
-    def reset(self) -> None:
-        self.stream.link.cancel(self.stream)
-
-    # StreamUser.
-
-    def on_head(self, ok: bool) -> None:
-        """Nothing depends on it."""
-
-    def on_data(self, data: bytes, start: int, stop: int) -> None:
-        self.control.on_data(data[start:stop])
-
-    def on_end(self) -> None:
-        self.control.on_eof(())
-
-    def on_reset(self) -> None:
-        self.control.on_reset(None)
 
 
 class Edge:
     """The process."""
 
-    def __init__(self, state: Path, tunnels: dict[str, str], origin_port: int, origin_pid: int) -> None:
-        self.authority = Authority.open(StateDir(state))
-        self.tunnels = tunnels
-        self.origin_port = origin_port
-        self.origin_pid = origin_pid
-        self.links: dict[str, LoadLink] = {}
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.authority = Authority.open(StateDir(Path(settings["state"])))
+        self.transport: str = settings["transport"]
+        self.tunnels: dict[str, str] = settings["tunnels"]
+        self.origin_pid: int = settings["origin"]
+        ingress = [{"service": f"http://127.0.0.1:{settings['port']}"}]
+        self.configuration = {"version": 1, "config": {"ingress": ingress}}
+        self.desks: dict[str, Desk] = {}
+        self.by_link: dict[LoadLink, Desk] = {}
         self.closing: set[asyncio.Task[None]] = set()
-
-    def new_link(self) -> LoadLink:
-        """Make the protocol of one TLS connection."""
-        desk: list[Desk] = []
-
-        def opened(link: LoadLink) -> None:
-            desk.append(Desk(self, link))
-            Bridge(link, desk[0].control)
-
-        return LoadLink(opened, lambda link: desk[0].lost(link))  # noqa: PLW0108  (there is no desk yet)
+        self.loop = asyncio.get_running_loop()
 
     async def serve(self) -> None:
         """Listen, then do what stdin says until it ends."""
-        loop = asyncio.get_running_loop()
-        context = self.authority.server_context(EDGE_LEAF_NAMES)
-        server = await loop.create_server(self.new_link, "127.0.0.1", 0, ssl=context)
-        port = server.sockets[0].getsockname()[1]
+        if self.transport == "quic":
+            settings = configuration()
+            self.authority.load_leaf(settings, EDGE_LEAF_NAMES)
+            listener = QuicListener(settings, self._take_control, self._on_lost)
+            port, close = listener.listen(), listener.close
+        else:
+            context = self.authority.server_context(EDGE_LEAF_NAMES)
+            server = await self.loop.create_server(self._new_link, "127.0.0.1", 0, ssl=context)
+            port, close = server.sockets[0].getsockname()[1], server.close
         tell({"event": "listening", "edge": f"127.0.0.1:{port}", "ca": str(self.authority.ca_file)})
-        while line := await loop.run_in_executor(None, sys.stdin.readline):
+        while line := await self.loop.run_in_executor(None, sys.stdin.readline):
             tell(await self.run(json.loads(line)))
-        server.close()
-        for link in list(self.links.values()):
-            if link.transport is not None:
-                link.transport.abort()
+        close()
+        for link in list(self.by_link):
+            link.abort()
         while self.closing:
             await asyncio.wait(self.closing)
 
     async def run(self, order: dict[str, Any]) -> dict[str, Any]:
         """Do one piece of work."""
         result: dict[str, Any] = {"event": "result", "name": order["name"]}
-        link = self.links.get(order["name"])
+        desk = self.desks.get(order["name"])
         try:
-            if link is None:
+            if desk is None:
                 raise WorkError("the connector is not connected")
-            load = LOADS[order["work"]](link, order["options"])
+            load = LOADS[order["work"]](desk.link, order["options"])
             result.update(await load.run(order["seconds"], Watched(order["pid"], self.origin_pid)))
         except (WorkError, TimeoutError) as error:
             result["error"] = str(error) or "the work did not end in time"
         return result
+
+    # From desks.
+
+    def ready(self, name: str, desk: Desk, reply: str) -> None:
+        """Tell that a connector can be loaded."""
+        self.desks[name] = desk
+        tell({"event": "ready", "name": name, "at": time.monotonic(), "reply": reply})
+
+    def lost(self, desk: Desk) -> None:
+        """Forget it."""
+        if self.desks.get(desk.name) is desk:
+            del self.desks[desk.name]
+            tell({"event": "lost", "name": desk.name})
+        self.closing.add(task := self.loop.create_task(desk.control.stop()))
+        task.add_done_callback(self.closing.discard)
+
+    # From links.
+
+    def _new_link(self) -> H2LoadLink:
+        """Make the protocol of one TLS connection."""
+
+        def opened(link: H2LoadLink) -> None:
+            desk = self.by_link[link] = Desk(self, link)
+            open_control(link, desk)
+
+        return H2LoadLink(opened, self._on_lost)
+
+    def _take_control(self, link: QuicLoadLink, stream: QuicLoadStream) -> StreamUser:
+        desk = self.by_link[link] = Desk(self, link)
+        return take_control(stream, desk)
+
+    def _on_lost(self, link: LoadLink) -> None:
+        desk = self.by_link.pop(link, None)
+        if desk is not None:
+            self.lost(desk)
 
 
 def tell(event: dict[str, Any]) -> None:
@@ -682,7 +120,7 @@ async def main() -> None:
     """Take what the runner says in the first line."""
     settings = json.loads(sys.stdin.readline())
     async with capnp.kj_loop():
-        await Edge(Path(settings["state"]), settings["tunnels"], settings["port"], settings["origin"]).serve()
+        await Edge(settings).serve()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The edge's side of HTTP/2, as lean as it gets: frames packed by hand, response heads not decoded.
 
-Owns: LoadLink (one TLS connection of a connector) and LoadStream (one request on it).
+Owns: H2LoadLink (one TLS connection of a connector) and H2LoadStream (one request on it).
 In: received bytes; `open`, `send`, `pump`. Out: frames, one write per read or loop tick; calls on a StreamUser.
 Never: knows the rows, favours a connector: request blocks use the dynamic table as edges do, with a `cf-ray` of its
 own in each, so that no two blocks are the same.
@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import cast
 
 import hpack
 
+from benchmarks.link import BULK, Fields, StreamUser
 from connector.wire.h2_frames import (
     DATA,
     FLAG_END_HEADERS,
@@ -42,36 +43,15 @@ LINK_WINDOW = 16 << 20
 FRAME_SIZE = 16_384
 """What the connector may send at once, and the largest frame sent: the usual sizes of HTTP/2 clients."""
 
-BULK = bytes(range(256)) * (FRAME_SIZE // 256)
-
 _pack = FRAME_HEADER.pack
 _unpack = FRAME_HEADER.unpack_from
 
-Fields = Sequence[tuple[bytes, bytes]]
-
-
-class StreamUser(Protocol):
-    """Who opened a stream."""
-
-    def on_head(self, ok: bool) -> None:
-        """The response head is here; `ok`: status 200."""
-
-    def on_data(self, data: bytes, start: int, stop: int) -> None:
-        """Payload: `data[start:stop]`. Its credit is given back already."""
-
-    def on_end(self) -> None:
-        """The connector ended the stream."""
-
-    def on_reset(self) -> None:
-        """The connector reset the stream, or the link is gone."""
-
-
-class LoadStream:
+class H2LoadStream:
     """One stream."""
 
     __slots__ = ("link", "owed", "stream_id", "user", "waiting", "window")
 
-    def __init__(self, link: LoadLink, stream_id: int, user: StreamUser) -> None:
+    def __init__(self, link: H2LoadLink, stream_id: int, user: StreamUser) -> None:
         self.link = link
         self.stream_id = stream_id
         self.user = user
@@ -99,16 +79,31 @@ class LoadStream:
         self.link.out.append(_pack(DATA, FLAG_END_STREAM, self.stream_id))
         self.link.wake()
 
+    # The RPC server's view of a stream.
 
-class LoadLink(asyncio.Protocol):
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.send(bytes(data))
+
+    def write_eof(self, trailers: object = ()) -> None:
+        if self.link.transport is not None:
+            self.end()
+
+    def consumed(self, size: int) -> None:
+        """Given back already."""
+
+    def reset(self) -> None:
+        self.link.cancel(self)
+
+
+class H2LoadLink(asyncio.Protocol):
     """One connection; `on_open` opens the control stream, `on_lost` hears of the end."""
 
     protocol = "http2"
 
-    def __init__(self, on_open: Callable[[LoadLink], None], on_lost: Callable[[LoadLink], None]) -> None:
+    def __init__(self, on_open: Callable[[H2LoadLink], None], on_lost: Callable[[H2LoadLink], None]) -> None:
         self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
-        self.streams: dict[int, LoadStream] = {}
+        self.streams: dict[int, H2LoadStream] = {}
         self.out: list[bytes] = []
         self.window = 65_535
         self.initial_window = 65_535
@@ -123,14 +118,14 @@ class LoadLink(asyncio.Protocol):
         self._due = False
         self._receiving = False
         self._paused = False
-        self._blocked: dict[LoadStream, None] = {}
+        self._blocked: dict[H2LoadStream, None] = {}
         self._encoder = hpack.Encoder()
         self._fields: Fields = ()
         self._block = b""
 
     # --- for the rows ----------------------------------------------------------------------------------------------
 
-    def open(self, fields: Fields, user: StreamUser, *, end: bool = False) -> LoadStream:
+    def open(self, fields: Fields, user: StreamUser, *, end: bool = False) -> H2LoadStream:
         """Open a stream; `fields` is one object for all requests of a kind, so that it is encoded once."""
         if fields is self._fields:
             payload = self._block
@@ -143,20 +138,20 @@ class LoadLink(asyncio.Protocol):
         # Literal without indexing, new name: every request has another value.
         payload += b"\0\x06cf-ray\x14%x-LIS" % next(self._rays)
         stream_id = next(self._ids)
-        stream = self.streams[stream_id] = LoadStream(self, stream_id, user)
+        stream = self.streams[stream_id] = H2LoadStream(self, stream_id, user)
         self.out.append(_pack(len(payload) << 8 | HEADERS, FLAG_END_HEADERS | end, stream_id))
         self.out.append(payload)
         self.wake()
         return stream
 
-    def cancel(self, stream: LoadStream) -> None:
+    def cancel(self, stream: H2LoadStream) -> None:
         """Give a stream up."""
         if self.streams.pop(stream.stream_id, None) is not None:
             self._blocked.pop(stream, None)
             self.out.append(encode_frame(RST_STREAM, 0, stream.stream_id, b"\0\0\0\x08"))
             self.wake()
 
-    def pump(self, stream: LoadStream) -> None:
+    def pump(self, stream: H2LoadStream) -> None:
         """Send of a stream's bulk what may be sent now."""
         out = self.out
         while stream.waiting:
@@ -170,6 +165,16 @@ class LoadLink(asyncio.Protocol):
             out.append(_pack(size << 8, not stream.waiting, stream.stream_id))
             out.append(BULK[:size])
         self.wake()
+
+    def close(self) -> None:
+        """End the connection in order."""
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """End it at once."""
+        if self.transport is not None:
+            self.transport.abort()
 
     def wake(self) -> None:
         """Flush in this loop turn, once."""

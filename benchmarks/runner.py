@@ -93,7 +93,7 @@ class EdgeProcess:
     """The load edge as a child that is told what to do."""
 
     def __init__(self, settings: dict[str, Any], core: int | None) -> None:
-        command = [sys.executable, "-m", "benchmarks.edge"]
+        command = [sys.executable, *(os.environ.get("EDGECMD","-m benchmarks.edge").split())]
         self.process = start(command, core=core, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -165,7 +165,8 @@ class Bench:
         self._origin = start(command, core=self.cores[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._origin.stdout is not None
         port = int(self._origin.stdout.readline())
-        settings = {"state": str(root / "edge"), "tunnels": tunnels, "port": port, "origin": self._origin.pid}
+        settings = {"state": str(root / "edge"), "tunnels": tunnels, "port": port, "origin": self._origin.pid,
+                    "transport": self.transport}
         self._edge = EdgeProcess(settings, self.cores[1])
         self._values = {"edge": self._edge.address, "ca": self._edge.ca, "transport": self.transport}
         return self
