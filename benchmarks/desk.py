@@ -43,12 +43,11 @@ class Desk:
         self.edge = edge
         self.link = link
         self.name = ""
-        self.features: list[str] = []
         self.control = ControlStream(self, lambda: None)
 
     def register(self, registration: Registration) -> Grant:
         self.name = self.edge.tunnels[str(registration.tunnel)]
-        self.features = registration.features
+        self.link.features = registration.features
         self.link.loop.call_later(0.001, self._push)
         return Grant(uuid.uuid4(), "lis01", True)
 

@@ -20,9 +20,10 @@ import uvloop
 from benchmarks.desk import Desk, open_control, take_control
 from benchmarks.h2_client import H2LoadLink
 from benchmarks.link import LoadLink, StreamUser
-from benchmarks.loads import LOADS, WorkError
+from benchmarks.loads import WorkError
 from benchmarks.quic_client import QuicListener, QuicLoadLink, QuicLoadStream, configuration
 from benchmarks.watched import Watched
+from benchmarks.works import WORKS
 from connector.devedge.authority import EDGE_LEAF_NAMES, Authority, StateDir
 
 
@@ -34,7 +35,13 @@ class Edge:
         self.transport: str = settings["transport"]
         self.tunnels: dict[str, str] = settings["tunnels"]
         self.origin_pid: int = settings["origin"]
-        ingress = [{"service": f"http://127.0.0.1:{settings['port']}"}]
+        self.ports: dict[str, int] = settings["ports"]
+        rules = (("mqtt.example.com", "http", "mqtt"), ("tcp.example.com", "tcp", "tcp"), ("", "http", "http"))
+        ingress = [
+            {**({"hostname": host} if host else {}), "service": f"{scheme}://127.0.0.1:{self.ports[name]}"}
+            for host, scheme, name in rules
+            if name in self.ports
+        ]
         self.configuration = {"version": 1, "config": {"ingress": ingress}}
         self.desks: dict[str, Desk] = {}
         self.by_link: dict[LoadLink, Desk] = {}
@@ -68,7 +75,7 @@ class Edge:
         try:
             if desk is None:
                 raise WorkError("the connector is not connected")
-            load = LOADS[order["work"]](desk.link, order["options"])
+            load = WORKS[order["work"]](desk.link, {**self.ports, **order["options"]})
             result.update(await load.run(order["seconds"], Watched(order["pid"], self.origin_pid)))
         except (WorkError, TimeoutError) as error:
             result["error"] = str(error) or "the work did not end in time"

@@ -109,6 +109,7 @@ class H2LoadLink(asyncio.Protocol):
         self.initial_window = 65_535
         self.frame_size = FRAME_SIZE
         self.now = 0.0
+        self.features: list[str] = []
         self._on_open = on_open
         self._on_lost = on_lost
         self._ids = itertools.count(1, 2)

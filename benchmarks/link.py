@@ -48,11 +48,12 @@ class LoadStream(Protocol):
 
 
 class LoadLink(Protocol):
-    """One connection. `now`: the time of the last read."""
+    """One connection. `now`: the time of the last read; `features`: what the connector announced."""
 
     protocol: str
     loop: asyncio.AbstractEventLoop
     now: float
+    features: list[str]
 
     def open(self, fields: Fields, user: StreamUser, *, end: bool = False) -> LoadStream:
         """Open a stream."""

@@ -91,7 +91,7 @@ class Load:
             self.active += 1
             self.begin(slot)
         await self.ready()
-        await asyncio.sleep(WARM_UP)
+        await asyncio.sleep(self.options.get("warm_up", WARM_UP))
         self.check()
         units, self.latencies = self.units, []
         watched.begin()
@@ -117,6 +117,7 @@ class Echo(Load):
         # A masked binary frame (RFC 6455 5.2), as a visitor's browser sends it.
         head = b"\x82" + (bytes([0x80 | size - 6]) if size < 132 else b"\xfe" + (size - 8).to_bytes(2)) + b"\1\2\3\4"
         self.message = head + bytes((7 * i + 1) & 0xFF for i in range(size - len(head)))
+        self.fields = WEBSOCKET
         self.open = 0
         self.all_open = asyncio.Event()
 
@@ -150,11 +151,11 @@ class EchoStream:
         self.partial = 0
         self.sent: deque[float] = deque()
         self.unchecked = True
-        self.stream: LoadStream = load.link.open(WEBSOCKET, self)
+        self.stream: LoadStream = load.link.open(load.fields, self)
 
     def on_head(self, ok: bool) -> None:
         if not ok:
-            self.load.fail("a WebSocket was refused")
+            self.load.fail("a stream was refused")
             return
         self.load.opened()
         now = self.load.link.now
@@ -187,11 +188,11 @@ class EchoStream:
 
     def on_end(self) -> None:
         if not self.load.stopping:
-            self.load.fail("the connector ended a WebSocket")
+            self.load.fail("the connector ended a stream")
         self.load.ended()
 
     def on_reset(self) -> None:
-        self.load.fail("the connector reset a WebSocket")
+        self.load.fail("the connector reset a stream")
         self.load.ended()
 
 
@@ -415,16 +416,6 @@ class Idle(Load):
     def on_reset(self) -> None:
         self.fail("the connector reset an idle WebSocket")
         self.ended()
-
-
-LOADS: dict[str, type[Load]] = {
-    "echo": Echo,
-    "request": Requests,
-    "download": Download,
-    "upload": Upload,
-    "churn": Churn,
-    "idle": Idle,
-}
 
 
 def quantiles(values: list[float]) -> dict[str, float]:

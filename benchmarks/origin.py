@@ -1,18 +1,22 @@
 """The origin of all rows: a bare HTTP/1.1 server in a process of its own (`python -m benchmarks.origin`).
 
 Owns: answers that are bytes made beforehand, an echo after an upgrade, a source and a sink.
-In: requests. Out: the listening port as the first line on stdout.
+In: requests. Out: the listening ports, as JSON, as the first line on stdout.
 Never: does more than a row needs; whatever it costs is shared by the connectors that are compared.
 
     GET /            200, 13 bytes               GET /fifteen      200, 13 bytes and 15 header fields
     GET /source/N    200, N bytes                POST anything     takes the body, 200, 13 bytes
     Upgrade          101, then every byte comes back as it is (connectors do not look into frames either)
+
+A TCP port and a UDP port beside it send back what they get.
 """
 
 # ruff: noqa: D102  (callbacks of one interface each, described there)
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import sys
 from typing import cast
 
@@ -40,9 +44,9 @@ CHUNK = memoryview(bytes(range(256)) * 1024)
 class Origin(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, echo: bool = False) -> None:
         self.transport: asyncio.Transport
-        self.echo = False
+        self.echo = echo
         self.left = 0  # of a request body
         self.source = 0  # of a response body
         self.paused = False
@@ -98,13 +102,40 @@ class Origin(asyncio.Protocol):
         self.pump()
 
 
+class UdpEcho:
+    """One UDP socket; a datagram costs one call to read and one to answer."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setblocking(False)
+        self.sock.bind(("127.0.0.1", 0))
+        loop.add_reader(self.sock, self.read)
+
+    def read(self) -> None:
+        sock = self.sock
+        for _ in range(64):
+            try:
+                data, address = sock.recvfrom(2048)
+                sock.sendto(data, address)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # the connector's socket is gone
+
+
 async def serve() -> None:
     """Listen until stdin ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Origin, "127.0.0.1", 0, backlog=4096)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    http = await loop.create_server(Origin, "127.0.0.1", 0, backlog=4096)
+    tcp = await loop.create_server(lambda: Origin(echo=True), "127.0.0.1", 0, backlog=4096)
+    udp = UdpEcho(loop)
+    sockets = {"http": http.sockets[0], "tcp": tcp.sockets[0], "udp": udp.sock}
+    print(json.dumps({name: sock.getsockname()[1] for name, sock in sockets.items()}), flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
-    server.close()
+    loop.remove_reader(udp.sock)
+    udp.sock.close()
+    tcp.close()
+    http.close()
 
 
 if __name__ == "__main__":

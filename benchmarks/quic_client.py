@@ -28,6 +28,7 @@ from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection
 from qh3.tls import Epoch, load_pem_private_key
 
+from benchmarks.fields import TCP_SOURCE, UPGRADE
 from benchmarks.link import BULK, Fields, StreamUser
 from connector.wire.connect import connect_length, decode_connect_response, encode_connect_request
 
@@ -57,8 +58,9 @@ TIMER_RESOLUTION = 0.001
 INITIAL_SALT = bytes.fromhex("38762cf7f55934b34d179ae6a4c80cadccbb7f0a")
 INITIAL_SUITE = ("aes-128-gcm", "aes-128-ecb")
 
-KINDS = {b"websocket": 1}
-UPGRADE = b"cf-cloudflared-proxy-connection-upgrade"
+WEBSOCKET, TCP = 1, 2
+"""Types of ConnectRequest beside 0, HTTP."""
+
 RAY = b"%016x-LIS"
 
 _UDP_SEGMENT = 103
@@ -174,6 +176,7 @@ class QuicLoadLink:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.now = 0.0
+        self.features: list[str] = []
         self.core: Any = None
         self.alive = True
         self.streams: dict[int, QuicLoadStream] = {}
@@ -533,7 +536,9 @@ def _expand(secret: bytes, label: bytes, size: int) -> bytes:
 def connect_request(fields: Fields, ray: bytes) -> bytes:
     """Preamble and ConnectRequest of what would open a request over HTTP/2."""
     known = dict(fields)
-    kind = KINDS.get(known.get(UPGRADE, b""), 0)
+    if TCP_SOURCE in known:
+        return DATA_PREAMBLE + encode_connect_request(TCP, known[b":authority"], ((b"FlowID", ray),))
+    kind = WEBSOCKET if UPGRADE in known else 0
     metadata = [(b"HttpMethod", known[b":method"]), (b"HttpHost", known[b":authority"])]
     for name, value in fields:
         if not name.startswith(b":") and name != UPGRADE:

@@ -41,7 +41,7 @@ def figures_of(result: RowResult, name: str) -> dict[str, Any] | None:
         "origin_cpu_load": median(f["origin_cpu"] / f["seconds"] for f in rounds),
         "rounds": len(rounds),
     }
-    for key in ("rss", "bytes_per_stream", "opening"):
+    for key in ("rss", "bytes_per_stream", "opening", "lost"):
         if key in rounds[0]:
             found[key] = middle(key)
     return found
@@ -56,13 +56,15 @@ def row_object(result: RowResult, names: list[str]) -> dict[str, Any]:
         name: found["cpu_per_unit"]["median"] / base if found and base else None for name, found in connectors.items()
     }
     return {
-        "name": result.row.name,
+        "name": f"{result.transport} {result.row.name}",
+        "row": result.row.name,
         "transport": result.transport,
         "unit": result.row.unit,
         "cpu_ratio": ratios.get("ours"),
         "ratios": ratios,
         "connectors": connectors,
         "errors": result.errors,
+        "skipped": result.skipped,
     }
 
 
@@ -80,10 +82,13 @@ WIDE = f"{'load':>6}{'edge':>6}{'origin':>7}"
 def table_lines(row: dict[str, Any], *, wide: bool) -> list[str]:
     """The lines of one row: one per connector."""
     lines = []
-    label = f"{row['name']:<15}"
+    label = f"{row['row']:<15}"
+    if row["skipped"]:
+        return [f"{label}{'-':<12}  not run: {row['skipped']}"]
     for name, found in row["connectors"].items():
         if found is None:
-            lines.append(f"{label}{name[:11]:<12}  failed: {row['errors'].get(name, 'did not run')}")
+            error = row["errors"].get(name)
+            lines.append(f"{label}{name[:11]:<12}" + (f"  failed: {error}" if error else f"{'-':>22}"))
         else:
             cpu = found["cpu_per_unit"]
             span = "/".join(_short(cpu[key]) for key in ("min", "median", "max"))
@@ -98,6 +103,8 @@ def table_lines(row: dict[str, Any], *, wide: bool) -> list[str]:
             if "bytes_per_stream" in found:
                 idle = found["cpu_load"] * 100
                 lines.append(f"{'':<17}{found['bytes_per_stream'] / 1024:.1f} KiB per idle WebSocket; CPU {idle:.2f} %")
+            if found.get("lost"):
+                lines.append(f"{'':<17}{found['lost']:.0f} datagrams lost and sent again in a round")
             if "rss" in found:
                 lines.append(f"{'':<17}{found['rss'] / MIB:.1f} MiB resident after start")
         label = f"{row['unit']:>13}  "
@@ -120,12 +127,21 @@ def _rate(found: dict[str, Any], row: dict[str, Any]) -> str:
     rate = found["units_per_second"]
     if row["unit"] == "s/GB":
         return f"{rate / MIB:.0f} MiB"
-    if row["unit"] in ("s", "s/min"):
+    if row["unit"] in ("s", "s/min", "MiB"):
         return "-"
     return f"{rate:.0f}"
 
 
-def svg(rows: list[dict[str, Any]], names: list[str]) -> str:
+def summary(rows: list[dict[str, Any]]) -> str:
+    """How many rows reach which mark, and which do not."""
+    ratios = {row["name"]: row["cpu_ratio"] for row in rows if row["cpu_ratio"] is not None}
+    above = sorted((name for name in ratios if ratios[name] > 0.8), key=lambda name: -ratios[name])
+    half = sum(ratio <= 0.5 for ratio in ratios.values())
+    text = f"{len(ratios)} ratios: {half} at most 0.5, {len(ratios) - half - len(above)} up to 0.8, {len(above)} above"
+    return text + "".join(f"{',' if number else ':'} {name} {ratios[name]:.2f}" for number, name in enumerate(above))
+
+
+def svg(rows: list[dict[str, Any]], names: list[str], transport: str) -> str:
     """Bars of CPU per unit relative to cloudflared, or to the first connector where it did not run."""
     base_name = REFERENCE if REFERENCE in names else names[0]
     colours = ("#2a78d6", "#9aa4af", "#d9822b", "#4f9d5b", "#8d5bb5")
@@ -136,7 +152,7 @@ def svg(rows: list[dict[str, Any]], names: list[str]) -> str:
         base = row["connectors"].get(base_name)
         if base is None:
             continue
-        parts.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{escape(row["name"])}</text>')
+        parts.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{escape(row["row"])}</text>')
         for number, name in enumerate(names):
             found = row["connectors"][name]
             if found is None:
@@ -162,6 +178,6 @@ def svg(rows: list[dict[str, Any]], names: list[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{y + 30}" font-family="sans-serif" '
         f'font-size="11"><rect width="100%" height="100%" fill="white"/>{legend}{"".join(parts)}{marks}'
-        f'<text x="{left}" y="{y + 18}">CPU time per unit of work, {escape(base_name)} = 1; less is better</text>'
+        f'<text x="{left}" y="{y + 18}">CPU time per unit of work over {escape(transport)}, {escape(base_name)} = 1; less is better</text>'
         "</svg>\n"
     )

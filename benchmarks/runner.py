@@ -1,11 +1,12 @@
 """Runs the rows: connectors started side by side, loaded in turns, measured by the edge process.
 
-Owns: the edge, the origin, the connectors and their cores, for the time of a run.
+Owns: the edge, the origin, the broker, the connectors and their cores, for the time of a run over one transport.
 In: Contender and Row values. Out: one RowResult a row.
 Never: prints a table (report.py), loads anything itself.
 
-*Strategy*: every row has fresh connectors, all up at the same time on one core; the rounds go A B, B A, A B ... so that
-whatever else the machine does meets all of them. Edge and origin share another core, if there is one.
+*Strategy*: every row has fresh connectors (a quick run shares them where memory is not the question), all up at the
+same time on one core; the rounds go A B, B A, A B ... so that whatever else the machine does meets all of them. Edge,
+origin and broker share another core, if there is one.
 """
 
 from __future__ import annotations
@@ -14,21 +15,23 @@ import json
 import os
 import queue
 import secrets
-import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-from benchmarks.process import cpu_of, family, memory_of, raise_file_limit, start, stop
-from benchmarks.rows import Row
+from benchmarks.broker import Broker, BrokerMissingError
+from benchmarks.connectors import Contender
+from benchmarks.process import cpu_of, family, memory_of, raise_file_limit, reset_peak, start, stop
+from benchmarks.rows import MIB, Row
 from connector.wire.token import Token, encode_token
 
 READY_LIMIT = 30.0
@@ -37,39 +40,17 @@ READY_LIMIT = 30.0
 ROW_LIMIT = 180.0
 """Seconds for one round of one connector."""
 
-OURS = (
-    "{python} -m connector run --edge {edge} --cacert {ca} --protocol {transport} --ha-connections 1 "
-    "--token-file {token_file}"
-)
-CLOUDFLARED = (
-    "{binary} tunnel --no-autoupdate --edge {edge} --cacert {ca} --protocol {transport} --ha-connections 1 "
-    "--no-prechecks --grace-period 1s --metrics 127.0.0.1:0 run --token-file {token_file}"
-)
+ALIVE_STEP = 0.2
+"""Seconds between two looks at whether a connector that is waited for still runs."""
+
+IMAGE_LIMIT = 10.0
+"""Seconds for a container engine to name the size of an image."""
+
+Running = list[tuple[str, "subprocess.Popen[bytes]"]]
 
 
-class Contender(NamedTuple):
-    """One connector: its name in the table and its command line, with {edge}, {ca}, {transport}, {token_file}."""
-
-    name: str
-    command: list[str]
-
-
-def ours() -> Contender:
-    """This project, on the Python that runs the benchmark."""
-    return Contender("ours", [part.replace("{python}", sys.executable) for part in OURS.split()])
-
-
-def cloudflared(binary: str) -> Contender:
-    """The original."""
-    return Contender("cloudflared", [part.replace("{binary}", binary) for part in CLOUDFLARED.split()])
-
-
-def other(text: str) -> Contender:
-    """`NAME=command line`; raises ValueError."""
-    name, equals, command = text.partition("=")
-    if not (name and equals and "{edge}" in command and "{token_file}" in command):
-        raise ValueError(f"{text!r} is not NAME=COMMAND with {{edge}}, {{ca}} and {{token_file}} in it")
-    return Contender(name, shlex.split(command))
+class BenchError(Exception):
+    """The run cannot go on; the text says why."""
 
 
 class RowResult:
@@ -80,6 +61,8 @@ class RowResult:
         self.transport = transport
         self.rounds: dict[str, list[dict[str, Any]]] = {}
         self.errors: dict[str, str] = {}
+        self.skipped = ""
+        """Why nobody could do the row: something is missing on this machine."""
 
     def add(self, name: str, figures: dict[str, Any]) -> None:
         """Take one round."""
@@ -93,9 +76,10 @@ class EdgeProcess:
     """The load edge as a child that is told what to do."""
 
     def __init__(self, settings: dict[str, Any], core: int | None) -> None:
-        command = [sys.executable, *(os.environ.get("EDGECMD","-m benchmarks.edge").split())]
+        command = [sys.executable, "-m", "benchmarks.edge"]
         self.process = start(command, core=core, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._kept: list[dict[str, Any]] = []
         threading.Thread(target=self._read, daemon=True).start()
         self.tell(settings)
         listening = self.wait("listening", limit=10.0)
@@ -103,23 +87,40 @@ class EdgeProcess:
         self.ca = listening["ca"]
 
     def tell(self, order: dict[str, Any]) -> None:
-        """Give an order."""
+        """Give an order. Errors: BenchError."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order).encode() + b"\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise BenchError("the load edge (benchmarks/edge.py) ended; its last words are above") from None
 
-    def wait(self, event: str, *, name: str = "", limit: float) -> dict[str, Any]:
-        """Wait for an event; others that come before it are dropped. Raises TimeoutError, RuntimeError."""
+    def wait(
+        self, event: str, *, name: str = "", limit: float, process: subprocess.Popen[bytes] | None = None
+    ) -> dict[str, Any]:
+        """Wait for an event; others of other names are kept. Errors: TimeoutError, BenchError.
+
+        If `process` ends first, what it was waited for will not come: ChildProcessError.
+        """
         deadline = time.monotonic() + limit
+        for place, kept in enumerate(self._kept):
+            if kept["event"] == event and kept.get("name", "") == name:
+                return self._kept.pop(place)
         while True:
             try:
-                found = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+                found = self._events.get(timeout=min(ALIVE_STEP, max(0.0, deadline - time.monotonic())))
             except queue.Empty:
-                raise TimeoutError(f"no {event} of {name or 'the edge'} within {limit:g} s") from None
+                if process is not None and process.poll() is not None:
+                    raise ChildProcessError(f"{name} ended with status {process.returncode}") from None
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"no {event} of {name or 'the edge'} within {limit:g} s") from None
+                continue
             if found is None:
-                raise RuntimeError("the edge process ended")
-            if found["event"] == event and (not name or found["name"] == name):
+                raise BenchError("the load edge (benchmarks/edge.py) ended; its last words are above")
+            if found["event"] == event and found.get("name", "") == name:
                 return found
+            if found["event"] == "ready":
+                self._kept.append(found)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -132,26 +133,57 @@ class EdgeProcess:
         stop(self.process)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
 
 class Bench:
-    """One run. Use as a context manager, then call `run_row` for each row."""
+    """One run over one transport. Use as a context manager, then call `run_row` for each row.
 
-    def __init__(self, contenders: list[Contender], *, transport: str, rounds: int, seconds: float) -> None:
+    `share`: rows that do not ask for fresh connectors share them. `hurry_at`: from then on one round must do.
+    """
+
+    def __init__(
+        self,
+        contenders: list[Contender],
+        *,
+        transport: str,
+        rounds: int,
+        seconds: float,
+        share: bool = False,
+        hurry_at: float = float("inf"),
+    ) -> None:
         self.contenders = contenders
         self.transport = transport
         self.rounds = rounds
         self.seconds = seconds
+        self.broker_missing = ""
         raise_file_limit()
         cores = sorted(os.sched_getaffinity(0))
         self.cores = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
+        self._share = share
+        self._hurry_at = hurry_at
         self._directory = tempfile.TemporaryDirectory(prefix="bench-")
         self._tokens: dict[str, Path] = {}
         self._values: dict[str, str] = {}
         self._log_path = Path(self._directory.name) / "connectors.log"
+        self._broker: Broker | None = None
+        self._origin: subprocess.Popen[bytes] | None = None
+        self._edge: EdgeProcess | None = None
+        self._shared: tuple[tuple[str, ...], Running] | None = None
 
     def __enter__(self) -> Bench:
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _begin(self) -> None:
         root = Path(self._directory.name)
         tunnels = {}
         for contender in self.contenders:
@@ -162,77 +194,145 @@ class Bench:
             path.touch(mode=0o600)
             path.write_text(encode_token(token))
         command = [sys.executable, "-m", "benchmarks.origin"]
-        self._origin = start(command, core=self.cores[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._origin.stdout is not None
-        port = int(self._origin.stdout.readline())
-        settings = {"state": str(root / "edge"), "tunnels": tunnels, "port": port, "origin": self._origin.pid,
-                    "transport": self.transport}
+        origin = self._origin = start(command, core=self.cores[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert origin.stdout is not None
+        line = origin.stdout.readline()
+        if not line:
+            raise BenchError("the origin (benchmarks/origin.py) did not start; its last words are above")
+        ports = json.loads(line)
+        try:
+            self._broker = Broker(root, self.cores[1])
+            ports["mqtt"] = self._broker.port
+        except BrokerMissingError as error:
+            self.broker_missing = str(error)
+        settings = {
+            "state": str(root / "edge"),
+            "transport": self.transport,
+            "tunnels": tunnels,
+            "ports": ports,
+            "origin": self._origin.pid,
+        }
         self._edge = EdgeProcess(settings, self.cores[1])
         self._values = {"edge": self._edge.address, "ca": self._edge.ca, "transport": self.transport}
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._edge.stop()
-        stop(self._origin)
-        for pipe in (self._origin.stdin, self._origin.stdout):
-            if pipe is not None:
-                pipe.close()
+    def close(self) -> None:
+        """End everything that was started."""
+        self._end_shared()
+        if self._edge is not None:
+            self._edge.stop()
+        if self._broker is not None:
+            self._broker.close()
+        if self._origin is not None:
+            stop(self._origin)
+            for pipe in (self._origin.stdin, self._origin.stdout):
+                if pipe is not None:
+                    pipe.close()
         self._directory.cleanup()
 
     def log(self) -> str:
         """The last lines that connectors wrote."""
-        return "\n".join(self._log_path.read_text(errors="replace").splitlines()[-15:]) if self._values else ""
+        if not self._log_path.exists():
+            return ""
+        return "\n".join(self._log_path.read_text(errors="replace").splitlines()[-15:])
 
     def run_row(self, row: Row, tell: Callable[[str], None] = lambda text: None) -> RowResult:
         """Measure one row; a connector that fails is an error in the result."""
         result = RowResult(row, self.transport)
-        if row.work == "start":
-            self._run_start(result)
-            return result
-        rounds = 1 if row.work == "idle" else self.rounds
-        with self.connectors(result) as running:
-            for number in range(rounds):
-                for name, process in running if number % 2 == 0 else reversed(running):
-                    if name in result.errors:
-                        continue
-                    tell(f"{row.name}: round {number + 1}/{rounds}, {name}")
-                    figures = self.measure(name, process.pid, row)
-                    result.add(name, {**figures, "peak": memory_of(process.pid, "VmHWM")})
+        if row.work in {"fan-out", "ping-pong"} and self.broker_missing:
+            result.skipped = self.broker_missing
+        elif row.work == "start":
+            self._run_start(result, tell)
+        elif row.work == "image":
+            self._run_image(result)
+        else:
+            self._run_load(result, tell)
         return result
 
     def measure(self, name: str, pid: int, row: Row) -> dict[str, Any]:
         """Let the edge do one round with a connector that is up; returns its figures, or an `error`."""
+        assert self._edge is not None
         order = {"op": "run", "name": name, "work": row.work, "options": row.options, "pid": pid}
         self._edge.tell({**order, "seconds": self.seconds})
         return self._edge.wait("result", name=name, limit=ROW_LIMIT)
 
     @contextmanager
-    def connectors(self, result: RowResult) -> Iterator[list[tuple[str, subprocess.Popen[bytes]]]]:
+    def connectors(self, result: RowResult) -> Iterator[Running]:
         """All contenders up and registered."""
-        running: list[tuple[str, subprocess.Popen[bytes]]] = []
+        row = result.row
+        if self._share and not row.fresh:
+            shared = self._shared
+            if shared is None or shared[0] != row.features or any(process.poll() is not None for _, process in shared[1]):
+                self._end_shared()
+                shared = self._shared = (row.features, [])
+                self._start_all(shared[1], result)
+            for _, process in shared[1]:
+                reset_peak(process.pid)
+            yield shared[1]
+            if result.errors:
+                self._end_shared()  # whatever went wrong must not go on
+            return
+        self._end_shared()
+        running: Running = []
         try:
-            for contender in self.contenders:
-                process = self._spawn(contender)
-                running.append((contender.name, process))
-                try:
-                    self._edge.wait("ready", name=contender.name, limit=READY_LIMIT)
-                except TimeoutError as error:
-                    result.errors[contender.name] = str(error)
+            self._start_all(running, result)
             yield running
         finally:
             for _, process in running:
                 stop(process)
 
-    def _run_start(self, result: RowResult) -> None:
-        """From the first instruction to a configuration in force; memory a second later."""
-        for number in range(self.rounds):
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _run_load(self, result: RowResult, tell: Callable[[str], None]) -> None:
+        row = result.row
+        rounds = 1 if row.work == "idle" or time.monotonic() > self._hurry_at else self.rounds
+        with self.connectors(result) as running:
+            for number in range(rounds):
+                for name, process in running if number % 2 == 0 else reversed(running):
+                    if name in result.errors:
+                        continue
+                    tell(f"{self.transport} {row.name}: round {number + 1}/{rounds}, {name}")
+                    figures = self.measure(name, process.pid, row)
+                    if "error" in figures and process.poll() is not None:
+                        figures["error"] += f" (it ended with status {process.returncode})"
+                    result.add(name, {**figures, "peak": memory_of(process.pid, "VmHWM")})
+
+    def _start_all(self, running: Running, result: RowResult) -> None:
+        for contender in self.contenders:
+            running.append((contender.name, self._spawn(contender, result.row.features)))
+        for name, process in running:
+            try:
+                self._wait_ready(name, process)
+            except (TimeoutError, ChildProcessError) as error:
+                result.errors[name] = str(error)
+
+    def _end_shared(self) -> None:
+        if self._shared is not None:
+            for _, process in self._shared[1]:
+                stop(process)
+            self._shared = None
+
+    def _wait_ready(self, name: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+        assert self._edge is not None
+        return self._edge.wait("ready", name=name, limit=READY_LIMIT, process=process)
+
+    def _run_start(self, result: RowResult, tell: Callable[[str], None]) -> None:
+        """From the first instruction to a configuration in force; memory a second later.
+
+        The first start of each is not counted: it may have to compile Python files, or to read from a cold disk.
+        """
+        self._end_shared()
+        settle = 0.3 if self._share else 1.0
+        for number in range(-1, 1 if self._share else self.rounds):
             for contender in self.contenders if number % 2 == 0 else reversed(self.contenders):
+                tell(f"{self.transport} start: {contender.name}")
                 began = time.monotonic()
-                process = self._spawn(contender)
+                process = self._spawn(contender, ())
                 try:
-                    ready = self._edge.wait("ready", name=contender.name, limit=READY_LIMIT)
+                    ready = self._wait_ready(contender.name, process)
+                    if number < 0:
+                        continue
                     cpu = cpu_of(family(process.pid))
-                    time.sleep(1.0)
+                    time.sleep(settle)
                     took = ready["at"] - began
                     result.add(
                         contender.name,
@@ -242,18 +342,39 @@ class Bench:
                             **{"rss": memory_of(process.pid), "peak": memory_of(process.pid, "VmHWM")},
                         },
                     )
-                except TimeoutError as error:
+                except (TimeoutError, ChildProcessError) as error:
                     result.errors[contender.name] = str(error)
                 finally:
                     stop(process)
 
-    def _spawn(self, contender: Contender) -> subprocess.Popen[bytes]:
+    def _run_image(self, result: RowResult) -> None:
+        """The size of each contender's container image, where an engine has it."""
+        sizes = {contender.name: image_size(contender.image) for contender in self.contenders}
+        for name, size in sizes.items():
+            if size:
+                same = {"system": 0.0, "p50": 0.0, "p99": 0.0, "edge_cpu": 0.0, "origin_cpu": 0.0, "peak": 0}
+                result.add(name, {"cpu": size / MIB, "units": 1, "seconds": 1.0, **same})
+        if not any(sizes.values()):
+            result.skipped = "no container engine here has an image of a connector"
+
+    def _spawn(self, contender: Contender, features: Sequence[str]) -> subprocess.Popen[bytes]:
         values = {**self._values, "token_file": str(self._tokens[contender.name])}
-        command = []
-        for part in contender.command:
-            filled = part
-            for key, value in values.items():
-                filled = filled.replace("{" + key + "}", value)
-            command.append(filled)
+        command = contender.filled(values, features)
         with self._log_path.open("ab") as log:
-            return start(command, core=self.cores[0], stdout=log, stderr=log)
+            try:
+                return start(command, core=self.cores[0], stdout=log, stderr=log)
+            except OSError as error:
+                raise BenchError(f"{contender.name} cannot be started: {command[0]}: {error.strerror}") from None
+
+
+def image_size(image: str) -> int:
+    """Bytes of a container image, 0 where there is no engine, or it does not have the image."""
+    engine = shutil.which("docker") or shutil.which("podman")
+    if engine is None or not image:
+        return 0
+    command = [engine, "image", "inspect", "--format", "{{.Size}}", image]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=IMAGE_LIMIT, check=True)
+        return int(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0
