@@ -36,7 +36,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="short rounds of everything, under 50 s")
     parser.add_argument("--full", action="store_true", help="10,000 idle WebSockets instead of 2,000")
-    parser.add_argument("--rows", metavar="PATTERN,...", help="only rows whose names contain one, or match; `list` lists")
+    parser.add_argument(
+        "--rows", metavar="PATTERN,...", help="only rows whose names contain one, or match; `list` lists"
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds per row and connector (5; 2 with --quick)")
     parser.add_argument("--seconds", type=float, metavar="S", help="length of one round (1; 0.12 with --quick)")
     parser.add_argument("--transport", choices=(*TRANSPORTS, "both"), default="both", help="what carries the tunnel")
@@ -47,7 +49,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME=COMMAND",
         help="one more connector; {edge}, {ca}, {transport}, {token_file} and {features} in COMMAND are filled in",
     )
-    parser.add_argument("--image", action="append", default=[], metavar="NAME=IMAGE", help="a connector's container image")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="NAME=IMAGE", help="a connector's container image"
+    )
     parser.add_argument("--without-ours", action="store_true", help="leave this project's connector out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where the SVGs go")

@@ -39,8 +39,11 @@ class Broker:
                 probe.bind(("127.0.0.1", 0))
                 self.port: int = probe.getsockname()[1]
             lines = [
+                f"listener 0 {directory / 'broker.sock'}",  # 2.0 wants one that is no WebSocket's
                 f"listener {self.port} 127.0.0.1",
+                "socket_domain ipv4",  # or 2.0 listens on every interface
                 "protocol websockets",
+                "websockets_headers_size 16384",
                 "allow_anonymous true",
                 "persistence false",
                 "max_inflight_messages 0",
@@ -59,7 +62,9 @@ class Broker:
             if self._listening():
                 return
             self.close()
-        raise BrokerMissingError(f"Mosquitto does not start: {self._log_path.read_text(errors='replace')[-300:].strip()}")
+        raise BrokerMissingError(
+            f"Mosquitto does not start: {self._log_path.read_text(errors='replace')[-300:].strip()}"
+        )
 
     def close(self) -> None:
         """End it."""

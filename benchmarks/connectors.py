@@ -33,22 +33,25 @@ class Contender(NamedTuple):
     image: str = ""
 
     def filled(self, values: Mapping[str, str], features: Sequence[str]) -> list[str]:
-        """The command; `{features}` becomes a `--features NAME` each. Without that word, features are its own affair."""
+        """The command. `{features}` becomes a `--features NAME` each; without that word they are its own affair."""
         command: list[str] = []
         for part in self.command:
             if part == "{features}":
                 for feature in features:
                     command += ["--features", feature]
                 continue
+            filled = part
             for key, value in values.items():
-                part = part.replace("{" + key + "}", value)
-            command.append(part)
+                filled = filled.replace("{" + key + "}", value)
+            command.append(filled)
         return command
 
 
 def ours() -> Contender:
     """This project, on the Python that runs the benchmark."""
-    return Contender("ours", [part.replace("{python}", sys.executable) for part in OURS.split()], "tunnel-connector:0.1.0")
+    return Contender(
+        "ours", [part.replace("{python}", sys.executable) for part in OURS.split()], "tunnel-connector:0.1.0"
+    )
 
 
 def cloudflared(binary: str) -> Contender:

@@ -34,7 +34,7 @@ class Edge:
         self.authority = Authority.open(StateDir(Path(settings["state"])))
         self.transport: str = settings["transport"]
         self.tunnels: dict[str, str] = settings["tunnels"]
-        self.origin_pid: int = settings["origin"]
+        self.origin_pids: list[int] = settings["origins"]
         self.ports: dict[str, int] = settings["ports"]
         rules = (("mqtt.example.com", "http", "mqtt"), ("tcp.example.com", "tcp", "tcp"), ("", "http", "http"))
         ingress = [
@@ -76,7 +76,7 @@ class Edge:
             if desk is None:
                 raise WorkError("the connector is not connected")
             load = WORKS[order["work"]](desk.link, {**self.ports, **order["options"]})
-            result.update(await load.run(order["seconds"], Watched(order["pid"], self.origin_pid)))
+            result.update(await load.run(order["seconds"], Watched(order["pid"], self.origin_pids)))
         except (WorkError, TimeoutError) as error:
             result["error"] = str(error) or "the work did not end in time"
         return result

@@ -46,6 +46,7 @@ FRAME_SIZE = 16_384
 _pack = FRAME_HEADER.pack
 _unpack = FRAME_HEADER.unpack_from
 
+
 class H2LoadStream:
     """One stream."""
 

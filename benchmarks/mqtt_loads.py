@@ -62,6 +62,8 @@ class Client:
         self.stream.send(frame(packet(0x10, body)))
 
     def on_data(self, data: bytes, start: int, stop: int) -> None:
+        if self.load.stopping:
+            return
         data = self.buffer + data[start:stop] if self.buffer else data[start:stop]
         pos, end = 0, len(data)
         while end - pos >= 2:
@@ -123,7 +125,7 @@ class MqttLoad(Load):
     def begin(self, slot: int) -> None:
         if not slot:
             self.connect()
-            self.active = len(self.clients)
+        self.active = len(self.clients)
 
     async def ready(self) -> None:
         async with asyncio.timeout(DRAIN_LIMIT):

@@ -354,7 +354,7 @@ class QuicLoadLink:
             self._pump()
         poll = core.poll_transmit
         for _ in range(FLUSH_ROUNDS):
-            datagrams = []
+            datagrams: list[bytes] = []
             while len(datagrams) < GSO_SEGMENTS and (transmit := poll(now)) is not None:
                 datagrams.append(transmit[0])
             if datagrams:
@@ -501,7 +501,6 @@ class QuicListener:
         for link in touched:
             link.settle(now)
 
-
     def _by_initial(self, link: QuicLoadLink | None, data: bytes, address: Address) -> QuicLoadLink | None:
         """The link of an Initial packet; another try from the same port makes another one."""
         at = 6 + data[5]
@@ -523,7 +522,9 @@ def initial_keys(first_id: bytes) -> list[tuple[bytes, bytes, bytes]]:
     found = []
     for who in (b"client in", b"server in"):
         secret = _expand(common, who, 32)
-        found.append((_expand(secret, b"quic key", 16), _expand(secret, b"quic iv", 12), _expand(secret, b"quic hp", 16)))
+        found.append(
+            (_expand(secret, b"quic key", 16), _expand(secret, b"quic iv", 12), _expand(secret, b"quic hp", 16))
+        )
     return found
 
 

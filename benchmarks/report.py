@@ -178,6 +178,7 @@ def svg(rows: list[dict[str, Any]], names: list[str], transport: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{y + 30}" font-family="sans-serif" '
         f'font-size="11"><rect width="100%" height="100%" fill="white"/>{legend}{"".join(parts)}{marks}'
-        f'<text x="{left}" y="{y + 18}">CPU time per unit of work over {escape(transport)}, {escape(base_name)} = 1; less is better</text>'
+        f'<text x="{left}" y="{y + 18}">CPU time per unit of work over {escape(transport)}, {escape(base_name)} = 1; '
+        "less is better</text>"
         "</svg>\n"
     )
