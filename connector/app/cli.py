@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from connector.app.command_table import ABSENT, COMMANDS, SHORT, WORD_ALIASES, Call
+from connector.app.first_objects import loading
 from connector.errors import ConnectorError, UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def _wipe_title(words: Sequence[str]) -> str:
 
 
 def _command(argv: list[str], exposed: str) -> int:
-    from connector.app.flags import parse_level
+    with loading():
+        from connector.app.flags import parse_level
 
     if not argv:
         return _help("")
@@ -157,7 +159,8 @@ def _load(target: str) -> Callable[..., int]:
     from importlib import import_module
 
     module, _, name = target.partition(":")
-    function: Callable[..., int] = getattr(import_module(module), name)
+    with loading():
+        function: Callable[..., int] = getattr(import_module(module), name)
     return function
 
 

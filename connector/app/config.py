@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from connector.app.durations import format_duration
@@ -230,7 +229,7 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str, local: Local
     _choose_proxy(config, flags)
     config.region = _region(flags.text("region"), config.token)
     config.cacert = flags.text("cacert") or None
-    if config.cacert is not None and not Path(config.cacert).is_file():
+    if config.cacert is not None and not os.path.isfile(config.cacert):
         raise ConfigError(f"--cacert: no such file: {config.cacert}", advice="Give a file with PEM certificates.")
     config.ip_version = flags.text("edge-ip-version")
     config.bind_address = _bind_address(flags.text("edge-bind-address"))
@@ -282,7 +281,7 @@ def read_token(flags: Flags) -> str:
     if not path:
         return ""
     try:
-        with Path(path).open("rb") as file:
+        with open(path, "rb") as file:
             return file.read(TOKEN_LIMIT).decode().strip()
     except (OSError, ValueError) as error:
         shown = "(hidden: looks like a token)" if looks_like_token(path) else path

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connector.app.config import RunConfig
 from connector.app.orchestrator import Orchestrator
-from connector.app.private_network import LinkHandlers, PrivateLinks
 from connector.errors import ConfigError
 from connector.protocol.edge_addresses import EdgeAddress
 from connector.protocol.ports import Acceptor, LinkTap, Request, StreamPort, StreamSink, Tap
@@ -22,6 +20,9 @@ from connector.protocol.protocol_choice import Transport
 from connector.transport.h2 import dial_h2
 from connector.transport.link import Link, TcpDial, dial_tcp, format_address
 from connector.transport.tls import edge_context
+
+if TYPE_CHECKING:
+    from connector.app.private_network import PrivateLinks
 
 DIAL_SECONDS = 15.0
 """Limit of the TCP connect, and again of the TLS handshake, as cloudflared has it."""
@@ -140,9 +141,9 @@ class Dialler:
             )
         limits = DEFAULT_LIMITS
         if config.quic_connection_window is not None:
-            limits = replace(limits, connection_window=config.quic_connection_window)
+            limits = limits._replace(connection_window=config.quic_connection_window)
         if config.quic_stream_window is not None:
-            limits = replace(limits, stream_window=config.quic_stream_window)
+            limits = limits._replace(stream_window=config.quic_stream_window)
         self._quic_tls = quic_context(config.cacert)
         self._quic_options = {
             "limits": limits, "path_mtu_discovery": config.quic_pmtu, "post_quantum_only": config.post_quantum,
@@ -152,6 +153,7 @@ class Dialler:
         self, address: EdgeAddress, conn_index: int, on_heard: Callable[[], None] | None, tap: LinkTap | None
     ) -> Link:
         """Dial over UDP, from the port that this conn_index had before: a NAT on the way then knows it still."""
+        from connector.app.private_network import LinkHandlers  # noqa: PLC0415  (loaded with `private`)
         from connector.transport.quic import dial_quic  # noqa: PLC0415  (loaded by `_prepare_quic`)
 
         sink = self.private.open(conn_index) if self.private is not None else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from connector.app.durations import parse_duration
@@ -256,7 +255,7 @@ def _read_credentials(path: str) -> Token:
             advice="Check --credentials-file or the key credentials-file (inside a container: is it mounted?).",
         )
     try:
-        with Path(path).open("rb") as file:
+        with open(path, "rb") as file:
             text = file.read(MAX_CREDENTIALS + 1).decode("utf-8", "replace")
     except OSError as error:
         raise ConfigError(

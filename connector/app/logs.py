@@ -19,12 +19,13 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from connector.app.log_files import LOG_NAME, LogFile
 from connector.app.log_formats import console_line, file_line, json_line, stream_event, stream_level, stream_type
 from connector.protocol.ports import Tap
+
+if TYPE_CHECKING:
+    from connector.app.log_files import LogFile
 
 LEVELS = {"trace": 0, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50}
 """Names as cloudflared spells them in JSON; order of severity."""
@@ -247,8 +248,12 @@ def stderr_logger(
     """
     colour = not no_color and bool(sys.stderr and sys.stderr.isatty())
     log = Logger(LogOutput(level=level, json_lines=json_lines, colour=colour))
-    path = Path(logfile) if logfile else Path(log_directory) / LOG_NAME
     if logfile or log_directory:
+        from pathlib import Path  # noqa: PLC0415  (with log_files: few runs write a file)
+
+        from connector.app.log_files import LOG_NAME, LogFile  # noqa: PLC0415
+
+        path = Path(logfile) if logfile else Path(log_directory) / LOG_NAME
         try:
             log.output.file = LogFile(path.expanduser(), rotate=not logfile)
         except (OSError, RuntimeError) as error:

@@ -7,7 +7,6 @@ Never: a secret flag's value; changes anything.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -86,7 +85,7 @@ class Pages:
         shown = dict(self._config.settings)
         for name in ("logfile", "log-directory"):
             if shown.get(name):
-                shown[name] = str(Path(shown[name]).expanduser().absolute())
+                shown[name] = os.path.abspath(os.path.expanduser(shown[name]))
         shown = {name: text for name, text in shown.items() if text != "*****"}
         if hasattr(os, "getuid"):
             shown["uid"] = str(os.getuid())

@@ -15,7 +15,6 @@ from connector.app.logs import Logger
 from connector.app.tracing import trace_request
 from connector.errors import ConfigError
 from connector.protocol.protocol_choice import DATAGRAM_V2, DATAGRAM_V3
-from connector.proxy.dns_service import VirtualDns
 from connector.proxy.flows import Flows
 from connector.proxy.icmp import IcmpProxy, make_icmp_proxy
 from connector.proxy.udp import LinkDatagrams, PrivateNetwork
@@ -24,11 +23,6 @@ EVENT_UDP = 3
 """The field `event` of lines about UDP flows."""
 
 OnConfiguration = Callable[[int, bytes], tuple[int, str]]
-
-
-def make_flows(config: RunConfig) -> Flows:
-    """Make what TCP and UDP flows share, as the flags want it."""
-    return Flows(max_active_flows=config.max_active_flows, dns=VirtualDns(config.dns_resolvers))
 
 
 class LinkHandlers:

@@ -13,7 +13,6 @@ import sys
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 from connector import __version__
 from connector.app.access_log import EVENT_HTTP
@@ -24,7 +23,6 @@ from connector.app.logs import MASK, Logger, capture_stdlib
 from connector.app.malloc import keep_freed_memory
 from connector.app.observation import Observation
 from connector.app.orchestrator import Orchestrator
-from connector.app.private_network import PrivateLinks, make_flows
 from connector.app.request_log import request_log
 from connector.app.service_notify import ServiceNotify
 from connector.app.signals import Signals, Stop, StoppedEarlyError
@@ -35,10 +33,15 @@ from connector.app.token_watch import TokenWatch
 from connector.app.transport_choice import TransportChoice
 from connector.errors import ConnectorError, DiscoveryError, UsageError, WireError
 from connector.proxy.dispatch import Dispatcher
+from connector.proxy.dns_service import VirtualDns
+from connector.proxy.flows import Flows
 from connector.proxy.ingress import DEFAULT_INGRESS
 from connector.proxy.origin_proxy import OriginProxies
 from connector.transport.kj import kj_loop
 from connector.transport.wakeups import Wakeups
+
+MALLOC_SECONDS = 1.0
+"""After the start: when malloc is told to keep what payload buffers leave."""
 
 RECORDS_SECONDS = 2.0
 """How long the start waits for the edge's TXT records, beside the look-up of its addresses. Later they are asked again
@@ -84,7 +87,7 @@ async def _main(config: RunConfig, log: Logger) -> int:
     Signals(asyncio.get_running_loop(), log, stop).install()
     capture_stdlib(log)
     _raise_file_limit()
-    keep_freed_memory()
+    asyncio.get_running_loop().call_later(MALLOC_SECONDS, keep_freed_memory)  # loads ctypes, which no start needs
     notify = ServiceNotify(log)
     notify.start()
     stop.heard.append(notify.stopping)
@@ -123,7 +126,7 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         loop=loop,
         on_event=request_log(log),
         access_events=log.output.enabled("debug"),
-        flows=make_flows(config),
+        flows=Flows(max_active_flows=config.max_active_flows, dns=VirtualDns(config.dns_resolvers)),
         access_keys_url=_access_keys_url(log),
         origin_proxies=OriginProxies(os.environ),
     )
@@ -164,6 +167,8 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
             on_malformed=lambda what: log.debug("The edge sent a request that is none", event=EVENT_HTTP, error=what),
         )
         if choice.needs_quic:
+            from connector.app.private_network import PrivateLinks  # noqa: PLC0415  (datagrams are QUIC's)
+
             dialler.private = PrivateLinks(
                 config, dispatcher.flows, log, loop=loop, version=lambda: choice.datagram_version
             )
@@ -213,7 +218,7 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         if config.stdin_control:
             log.info("Enabling control through stdin")
             StdinControl(log, supervisor.reconnect).start()
-        stop.heard.append(observation.management.streams.close)
+        stop.heard.append(observation.close_streams)
         stop.then(supervisor.stop)
         try:
             await supervisor.run()
@@ -320,6 +325,7 @@ def _raise_file_limit() -> None:
 def _write_pidfile(config: RunConfig, log: Logger) -> None:
     if config.pidfile is not None:
         try:
-            Path(config.pidfile).expanduser().write_text(str(os.getpid()))
-        except (OSError, RuntimeError) as error:
+            with open(os.path.expanduser(config.pidfile), "w", encoding="ascii") as file:
+                file.write(str(os.getpid()))
+        except OSError as error:
             log.error("Unable to write pidfile", error=str(error))

@@ -7,7 +7,6 @@ Never: the query of a URL; the value of a header that may hold a secret.
 from __future__ import annotations
 
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 from connector.app.access_log import EVENT_HTTP, EVENT_TCP, describe_request
@@ -91,6 +90,8 @@ def shown_headers(request: Request) -> dict[str, list[str]]:
 def _status_text(status: int | None) -> str:
     if not status:
         return "no response"
+    from http import HTTPStatus  # noqa: PLC0415  (debug lines only)
+
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:

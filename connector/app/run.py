@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from connector.app.command_table import Call
 from connector.app.config import read_token, run_config
+from connector.app.first_objects import loading
 from connector.app.flag_table import LATER, NO_EFFECT
 from connector.app.local_config import configured_flags, say_what_was_read
 from connector.app.logs import Logger, stderr_logger
@@ -28,7 +29,8 @@ def run(call: Call) -> int:
     if flags.text("hostname"):
         log.warn("The flag --hostname is of classic tunnels and is ignored: host names belong to the tunnel's rules")
 
-    from connector.app.process import run_tunnel  # noqa: PLC0415  (everything that a run needs)
+    with loading():
+        from connector.app.process import run_tunnel  # noqa: PLC0415  (everything that a run needs)
 
     return run_tunnel(config, log)
 

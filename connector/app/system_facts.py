@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from connector import __version__
+from connector.transport.daemon_thread import in_daemon_thread
 from connector.transport.rpc import go_arch
 
 SYSTEM_SECONDS = 10.0
@@ -30,10 +31,9 @@ MAX_DISKS = 64
 
 async def system_information() -> dict[str, Any]:
     """Give `{"info":…,"errors":…}`; `errors` is null when everything could be read."""
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(SYSTEM_SECONDS):
-            return await loop.run_in_executor(None, _collect)
+            return await in_daemon_thread(_collect, "facts of the system")  # a dead mount would hold it for ever
     except TimeoutError:
         text = f"no answer of the system within {SYSTEM_SECONDS:g} seconds"
         return {"info": None, "errors": {"diskVolumeInformationError": {"error": text, "rawInfo": ""}}}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from connector.app.config import TOKEN_LIMIT
 from connector.app.logs import Logger
@@ -27,7 +26,7 @@ class TokenWatch:
     def __init__(
         self, path: str, token: Token, log: Logger, on_token: Callable[[Token], None], *, interval: float = LOOK_SECONDS
     ) -> None:
-        self._path = Path(path)
+        self._path = path
         self._token = token
         self._log = log
         self._on_token = on_token
@@ -61,7 +60,7 @@ class TokenWatch:
 
     def _read(self) -> None:
         try:
-            with self._path.open("rb") as file:
+            with open(self._path, "rb") as file:
                 text = file.read(TOKEN_LIMIT).decode().strip()
             token = decode_token(text)
         except (OSError, ValueError, WireError) as error:

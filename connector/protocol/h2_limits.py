@@ -7,11 +7,10 @@ Never: enforces anything; h2_connection.py and h2_stream.py do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class H2Limits:
+class H2Limits(NamedTuple):
     """Numbers that bound what the peer can make one connection hold or do.
 
     The peer is the edge: it multiplexes thousands of eyeballs onto one connection, so the budgets against floods are

@@ -7,13 +7,12 @@ Never: enforces anything; quic_stream.py and the transport do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _MIB = 1_048_576
 
 
-@dataclass(frozen=True, slots=True)
-class QuicLimits:
+class QuicLimits(NamedTuple):
     """Numbers that bound what the peer can make one link hold or do."""
 
     max_streams: int = 10_000

@@ -31,9 +31,6 @@ from connector.wire.ws_stream import (
     encode_frame,
 )
 
-PING_SECONDS: Final = 54.0
-"""Interval of the pings, whatever else passes. Precedent: cloudflared, 0.9 times a pong wait of 60 s."""
-
 MESSAGE_SIZE: Final = 16 * 1024
 """Bytes of a message at most. Precedent: cloudflared reads that much at once, and its own reader cuts off more."""
 

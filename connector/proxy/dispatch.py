@@ -23,13 +23,10 @@ from connector.errors import ConnectorError
 from connector.protocol.http1 import OwnFields
 from connector.protocol.ports import Acceptor, Request, RequestKind, StreamPort, StreamSink, Tap
 from connector.proxy import limits
-from connector.proxy.access import Access, AccessGate, token_of
 from connector.proxy.builtin import IGNORE, ConfigurationSink, answer_status
-from connector.proxy.carrier import PING_SECONDS
 from connector.proxy.destinations import Destinations
 from connector.proxy.exchange import Exchange
 from connector.proxy.flows import Flows
-from connector.proxy.hello_world import HelloSite
 from connector.proxy.http import HttpExchange, Route
 from connector.proxy.ingress import DEFAULT_INGRESS, Ingress, OriginSettings, Rule, ServiceKind
 from connector.proxy.origin_proxy import NO_PROXIES, OriginProxies
@@ -37,13 +34,15 @@ from connector.proxy.origin_tls import ContextCache
 from connector.proxy.origins import OriginPool
 from connector.proxy.reply import UnsupportedError, cause_of, describe, refuse
 from connector.proxy.splice import DrainQueue
-from connector.proxy.tcp import CarriedFlow, FlowRoute, PrivateFlow, SocksFlow
 from connector.proxy.watch import RequestTrace, Tracing, Watch
 from connector.proxy.websocket import WebSocketExchange
 from connector.proxy.ws_pings import PingClock, PingClocks
 
-if TYPE_CHECKING:
-    from connector.proxy.asgi import AsgiSite  # loaded only where a program brings one
+if TYPE_CHECKING:  # loaded where a rule or a request wants them
+    from connector.proxy.access import Access, AccessGate
+    from connector.proxy.asgi import AsgiSite
+    from connector.proxy.hello_world import HelloSite
+    from connector.proxy.tcp import FlowRoute
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -92,11 +91,12 @@ class Dispatcher:
         self._active: set[Exchange] = set()
         self._gates: set[AccessGate] = set()
         self._told: set[Exchange] = set()
-        self._access = Access(loop, keys_url=access_keys_url)
-        self._hello = HelloSite(loop)
+        self._access_keys_url = access_keys_url
+        self._access: Access | None = None
+        self._hello: HelloSite | None = None
         self._destinations = Destinations(loop)
         self._tcp_drains = DrainQueue(loop, limits.TCP_HALF_CLOSED, while_moving=True)
-        self._carrier_clock = PingClock(loop, PING_SECONDS)
+        self._carrier_clock = PingClock(loop, limits.CARRIER_PING)
         self._configuring = 0
         self._drained: asyncio.Future[None] | None = None
         self._drains = DrainQueue(loop)
@@ -142,6 +142,7 @@ class Dispatcher:
 
         Errors: ConfigError when an origin cannot start (unreadable `caPool`); then nothing has changed.
         """
+        self._load_services(ingress)
         contexts = ContextCache()
         kinds = (ServiceKind.HTTP, ServiceKind.HELLO)
         doubts = tuple(filter(None, (contexts.doubt(rule) for rule in ingress.rules if rule.service.kind in kinds)))
@@ -182,9 +183,13 @@ class Dispatcher:
 
     def _admit(self, request: Request, port: StreamPort, rule: Rule, trace: RequestTrace | None) -> StreamSink:
         """Serve a request that an Access token lets pass, now or when the keys are there."""
+        from connector.proxy.access import AccessGate, token_of  # noqa: PLC0415  (loaded with the rules)
+
+        access = self._access
+        assert access is not None, "a rule with Access came without its keys' cache"
         token = token_of(request)
         try:
-            team = self._access.check(rule.access, token)
+            team = access.check(rule.access, token)
         except ConnectorError as error:
             return self._refuse(request, port, rule, error)
         if team is None:
@@ -198,7 +203,7 @@ class Dispatcher:
             try:
                 if self._closed:
                     raise UnsupportedError("the connector is closing")
-                self._access.check_again(rule.access, token)
+                access.check_again(rule.access, token)
             except ConnectorError as error:
                 gate.open(self._refuse(request, port, rule, error))
             else:
@@ -221,6 +226,8 @@ class Dispatcher:
     def _accept_flow(self, request: Request, port: StreamPort) -> StreamSink:
         """Serve a TCP flow of the private network, if the limit of flows allows it."""
         trace = self.tracing(request.trace, text=True) if request.trace and self.tracing is not None else None
+        from connector.proxy.tcp import PrivateFlow  # noqa: PLC0415  (few connectors have private networks)
+
         if self._closed:
             return self._refuse(request, port, None, UnsupportedError("the connector is closing"))
         try:
@@ -253,12 +260,15 @@ class Dispatcher:
         if self._closed:
             return self._refuse(request, port, rule, UnsupportedError("the connector is closing"))
         if service.kind is ServiceKind.HELLO:
+            assert self._hello is not None, "the test site's rule came without its site"
             return self._start(self._hello.open(self, request, port, rule), trace)
         if service.kind is ServiceKind.APPLICATION:
             return self._start(self.applications[service.text].open(self, request, port, rule), trace)
         route = self._route(rule)
         exchange: Exchange
-        if isinstance(route, FlowRoute):
+        if not isinstance(route, Route):
+            from connector.proxy.tcp import CarriedFlow, SocksFlow  # noqa: PLC0415  (loaded with the route)
+
             negotiated = service.kind is ServiceKind.SOCKS or rule.settings.proxy_type == "socks"
             exchange = (SocksFlow if negotiated else CarriedFlow)(self, request, port, route)
         elif request.kind is RequestKind.WEBSOCKET:
@@ -299,7 +309,8 @@ class Dispatcher:
             exchange.cancel()
         for gate in list(self._gates):
             gate.decided()
-        await self._access.close()
+        if self._access is not None:
+            await self._access.close()
         pools = self._pools()
         for pool in pools:
             pool.abort()
@@ -353,6 +364,17 @@ class Dispatcher:
 
         return Http2Exchange(self, request, port, route)
 
+    def _load_services(self, ingress: Ingress) -> None:
+        """Load what rules want that most have not, before their first request."""
+        if self._hello is None and any(rule.service.kind is ServiceKind.HELLO for rule in ingress.rules):
+            from connector.proxy.hello_world import HelloSite  # noqa: PLC0415
+
+            self._hello = HelloSite(self.loop)
+        if self._access is None and any(rule.access.required for rule in ingress.rules):
+            from connector.proxy.access import Access  # noqa: PLC0415
+
+            self._access = Access(self.loop, keys_url=self._access_keys_url)
+
     def _make_route(self, rule: Rule, contexts: ContextCache) -> Route | FlowRoute | None:
         """Return a rule at work; None for services that need no origin."""
         service, settings = rule.service, rule.settings
@@ -366,6 +388,8 @@ class Dispatcher:
         return None
 
     def _flow_route(self, rule: Rule | None, settings: OriginSettings) -> FlowRoute:
+        from connector.proxy.tcp import FlowRoute  # noqa: PLC0415  (few rules are of TCP)
+
         return FlowRoute(rule, settings, self._destinations, self._tcp_drains, self._drains, self._carrier_clock)
 
     def _route(self, rule: Rule) -> Route | FlowRoute:

@@ -15,7 +15,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
-from pathlib import Path
+from os import PathLike
 from typing import Final
 
 from connector.protocol.counts import COUNTS
@@ -38,7 +38,7 @@ CONNECT_SECONDS: Final = 5.0
 MAX_RESOLVERS: Final = 10
 """Addresses that `--dns-resolver-addrs` may hold. Precedent: cloudflared 10."""
 
-RESOLV_CONF: Final = Path("/etc/resolv.conf")
+RESOLV_CONF: Final = "/etc/resolv.conf"
 _LOOPBACK: Final = (ip_address("127.0.0.1").packed, 53)
 
 Address = tuple[bytes, int]
@@ -101,10 +101,11 @@ class VirtualDns:
             self._task = None
 
 
-def read_resolv_conf(path: Path = RESOLV_CONF) -> list[Address]:
+def read_resolv_conf(path: str | PathLike[str] = RESOLV_CONF) -> list[Address]:
     """Return the resolvers of a resolv.conf in order; 127.0.0.1:53 when there is none."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
     except OSError:
         return [_LOOPBACK]
     found = []

@@ -8,8 +8,7 @@ Never: opens a socket, ends a flow (a lower limit only keeps new ones out).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from connector.errors import ConnectorError, Scope
 from connector.protocol.counts import COUNTS
@@ -68,8 +67,7 @@ class FlowLimiter:
         self.active -= 1
 
 
-@dataclass(frozen=True, slots=True)
-class WarpRouting:
+class WarpRouting(NamedTuple):
     """`warp-routing` with everything filled in. Times in seconds; 0 means no limit, and no keep-alive."""
 
     connect_timeout: float = 5

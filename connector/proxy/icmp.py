@@ -16,7 +16,6 @@ import socket
 import sys
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
 from typing import Final, Protocol
 
 from connector.errors import ConfigError, WireError
@@ -35,8 +34,8 @@ edge can make one per identifier. cloudflared has no limit of its own."""
 READ_SIZE: Final = 1500
 READ_BATCH: Final = 8
 
-GROUP_RANGE: Final = Path("/proc/sys/net/ipv4/ping_group_range")
-IF_INET6: Final = Path("/proc/net/if_inet6")
+GROUP_RANGE: Final = "/proc/sys/net/ipv4/ping_group_range"
+IF_INET6: Final = "/proc/net/if_inet6"
 
 _REQUESTS, _REPLIES = "cloudflared_icmp_total_requests", "cloudflared_icmp_total_replies"
 _DROPPED = "cloudflared_icmp_dropped_packets"
@@ -283,7 +282,11 @@ def open_ping(source: IPv4Address | IPv6Address, zone: str = "") -> socket.socke
 
 
 def make_icmp_proxy(
-    loop: asyncio.AbstractEventLoop, source4: str = "", source6: str = "", *, group_range: Path = GROUP_RANGE
+    loop: asyncio.AbstractEventLoop,
+    source4: str = "",
+    source6: str = "",
+    *,
+    group_range: str | os.PathLike[str] = GROUP_RANGE,
 ) -> IcmpProxy:
     """Make the proxy with `--icmpv4-src` and `--icmpv6-src`, or what the system would use.
 
@@ -317,9 +320,10 @@ def _given(text: str, version: int, flag: str) -> str:
     raise ConfigError(f'{flag}: "{text}" is no IPv{version} address', advice="Give an address of this machine.")
 
 
-def _check_group(path: Path) -> None:
+def _check_group(path: str | os.PathLike[str]) -> None:
     """Errors: OSError when the process's group may not open ping sockets."""
-    numbers = path.read_text(encoding="ascii").split()
+    with open(path, encoding="ascii") as file:
+        numbers = file.read().split()
     low, high = int(numbers[0]), int(numbers[1])
     group = os.getegid()
     if not low <= group <= high:
@@ -336,10 +340,11 @@ def local_ipv4() -> IPv4Address:
             return IPv4Address(0)
 
 
-def local_ipv6(beside: IPv4Address, path: Path = IF_INET6) -> tuple[IPv6Address, str]:
+def local_ipv6(beside: IPv4Address, path: str | os.PathLike[str] = IF_INET6) -> tuple[IPv6Address, str]:
     """Return an IPv6 address, of the interface that has `beside` if possible, and its zone; `::` when there is none."""
     try:
-        rows = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+        with open(path, encoding="ascii") as file:
+            rows = [line.split() for line in file]
     except OSError:
         rows = []
     found = [(IPv6Address(bytes.fromhex(row[0])), row[5]) for row in rows if len(row) >= 6]

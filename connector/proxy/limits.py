@@ -64,3 +64,7 @@ HTTP2_HEADER_LIST: Final = 256 * 1024
 
 HTTP2_STREAMS: Final = 250
 """Streams on one connection to an origin, if it allows so many (nginx 128, Go 250)."""
+
+CARRIER_PING: Final = 54.0
+"""Seconds between the pings of a WebSocket that carries TCP, whatever else passes. Precedent: cloudflared, 0.9 times a
+pong wait of 60 s."""

@@ -25,6 +25,7 @@ from connector.proxy.ingress_services import port_problem
 from connector.proxy.origin_proxy import PROXY_ADVICE, ProxyHop
 from connector.proxy.origin_tls import connect_error, connect_timeout, origin_context, tls_error, tls_timeout
 from connector.proxy.proxy_protocol import encode_proxy_header
+from connector.transport.lookup import look_up
 
 _HANGUP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
@@ -470,7 +471,7 @@ class OriginPool:
         if lookup is None:
             service = self._dialled
             lookup = self._lookup = self._loop.create_task(
-                _resolve(self._loop, service.host, service.port), name=f"look up {service.host}"
+                _resolve(service.host, service.port), name=f"look up {service.host}"
             )
             self._dials.add(lookup)
             lookup.add_done_callback(self._looked_up)
@@ -559,8 +560,8 @@ class OriginPool:
         return sock
 
 
-async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[AddressInfo]:
-    return list(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+async def _resolve(host: str, port: int) -> list[AddressInfo]:
+    return await look_up(host, port)
 
 
 def _close_result(task: asyncio.Task[socket.socket]) -> None:

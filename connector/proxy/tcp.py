@@ -49,6 +49,7 @@ from connector.proxy.socks import (
 from connector.proxy.splice import DrainQueue, Splice
 from connector.proxy.watch import RequestTrace
 from connector.proxy.ws_pings import PingClock
+from connector.transport.daemon_thread import in_daemon_thread
 from connector.wire.ws_stream import BINARY, CLOSE, NORMAL, PING, PONG, PROTOCOL_FAILURE, close_frame, encode_frame
 from connector.wire.ws_stream import ClientFrames as Frames
 
@@ -357,13 +358,14 @@ class SocksFlow(CarriedFlow):
     `proxyType: socks` the destination is the rule's, whatever the client names.
     """
 
-    __slots__ = ("_connection", "_frames", "_socks", "_timer", "_wanted")
+    __slots__ = ("_connection", "_frames", "_lookup", "_socks", "_timer", "_wanted")
 
     def __init__(self, owner: Owner, request: Request, port: StreamPort, route: FlowRoute) -> None:
         super().__init__(owner, request, port, route)
         self._frames = Frames()
         self._socks = SocksServer()
         self._wanted: Destination | None = None
+        self._lookup: asyncio.Task[str] | None = None
         self._connection: OriginConnection | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -433,10 +435,11 @@ class SocksFlow(CarriedFlow):
             self._judge(wanted)
         else:
             loop = self._owner.loop
-            lookup = loop.run_in_executor(None, _resolve, wanted.name)
+            name = wanted.name
+            self._lookup = lookup = loop.create_task(in_daemon_thread(lambda: _resolve(name), "look up for SOCKS"))
             lookup.add_done_callback(self._resolved)
 
-    def _resolved(self, lookup: asyncio.Future[str]) -> None:
+    def _resolved(self, lookup: asyncio.Task[str]) -> None:
         wanted = self._wanted
         error = None if lookup.cancelled() else lookup.exception()
         if self.finished or wanted is None or lookup.cancelled():
@@ -546,6 +549,8 @@ class SocksFlow(CarriedFlow):
 
     def _finish(self) -> None:
         self._stop_timer()
+        if self._lookup is not None:
+            self._lookup.cancel()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
@@ -561,7 +566,7 @@ class SocksFlow(CarriedFlow):
 
 def _resolve(name: bytes) -> str:
     """Return one address of a name, IPv4 first (as cloudflared has it). Runs in a thread. Errors: any."""
-    infos = socket.getaddrinfo(name.decode("ascii"), None, type=socket.SOCK_STREAM)
+    infos = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     infos.sort(key=lambda info: info[0] != socket.AF_INET)
     return str(infos[0][4][0]).partition("%")[0]
 

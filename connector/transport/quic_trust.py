@@ -11,7 +11,6 @@ import os
 import re
 import ssl
 from functools import cache
-from pathlib import Path
 
 from connector.transport.tls import edge_context
 
@@ -55,7 +54,8 @@ def _roots_of_directory() -> tuple[bytes, ...]:
         return ()
     for name in names:
         try:
-            text = (Path(directory or "") / name).read_text("ascii")
+            with open(os.path.join(directory or "", name), encoding="ascii") as file:
+                text = file.read()
             start = text.index("-----BEGIN CERTIFICATE-----")
             end = text.index("-----END CERTIFICATE-----", start) + len("-----END CERTIFICATE-----")
             found.append(ssl.PEM_cert_to_DER_cert(text[start:end]))

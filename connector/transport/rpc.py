@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import platform
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import capnp
@@ -81,10 +81,10 @@ ALREADY_CONNECTED = "already connected to this server, trying another address"
 def load_schema(name: str) -> Any:
     """Return the pycapnp module of `proto/<name>.capnp`, from a checkout as well as from an installed package."""
     file = name if name.endswith(".capnp") else f"{name}.capnp"
-    package = Path(connector.__file__).parent
-    for path in (package / "_schemas" / file, package.parent / "proto" / file):
-        if path.is_file():
-            return capnp.load(str(path), imports=[])
+    package = os.path.dirname(connector.__file__)
+    for path in (os.path.join(package, "_schemas", file), os.path.join(os.path.dirname(package), "proto", file)):
+        if os.path.isfile(path):
+            return capnp.load(path, imports=[])
     raise FileNotFoundError(f"no schema {file}: neither in the package nor in proto/ beside it")
 
 

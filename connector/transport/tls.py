@@ -15,10 +15,8 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from pathlib import Path
 
 from connector.errors import ConfigError, EdgeTlsError
-from connector.transport.trust_anchors import anchor_certificates
 
 EDGE_NAMES = {"http2": "h2.cftunnel.com", "quic": "quic.cftunnel.com", "probe": "probe.cftunnel.com"}
 """The name sent as SNI and verified, per transport (all edge addresses answer to it)."""
@@ -67,11 +65,13 @@ def edge_context(cacert: str | None = None, *, transport: str = "http2") -> ssl.
     # On by default since Python 3.13; some of the edge's authorities, and most private ones, lack the extensions it
     # asks for. Chain, signatures, validity and name are checked all the same.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    # What is trusted ends the chain, self-signed or not, as in Go. Needed for the edge's authorities: an RSA one that a
-    # throw-away EC key signed is not self-signed in OpenSSL's eyes. It serves a --cacert with an intermediate as well.
+    # What is trusted ends the chain, self-signed or not, as in Go. Needed for the edge's authorities: an RSA one
+    # with an ECDSA signature is not self-signed in OpenSSL's eyes. It serves a --cacert with an intermediate too.
     context.verify_flags |= ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
     if cacert is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        from connector.transport.trust_anchors import anchor_certificates  # noqa: PLC0415  (not with --cacert)
+
         context.load_verify_locations(cadata=anchor_certificates())
     else:
         _load_cacert(context, cacert)
@@ -89,7 +89,7 @@ def edge_context(cacert: str | None = None, *, transport: str = "http2") -> ssl.
 
 def _load_cacert(context: ssl.SSLContext, cacert: str) -> None:
     try:
-        with Path(cacert).open("rb") as file:
+        with open(cacert, "rb") as file:
             data = file.read(MAX_CACERT + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

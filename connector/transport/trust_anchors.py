@@ -6,19 +6,18 @@ Never: reads files or the network; holds a certificate of anybody.
 
 *Strategy*: a trust anchor is a name and a public key (RFC 5914), and these facts are what this module keeps. OpenSSL
 takes anchors only as certificates, so one is made per anchor at start: subject and issuer, key, key identifier and
-basic constraints are the authority's; the signature is by a key that is thrown away at once. OpenSSL does not check the
-signature of an anchor, and whoever wants to be trusted below it needs the authority's true private key all the same.
+basic constraints are the authority's; the signature is none. No library checks the signature of an anchor, and whoever
+wants to be trusted below it needs the authority's true private key all the same.
 """
 
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Anchor:
+class Anchor(NamedTuple):
     """One authority. `certificate_sha256` is the digest of the certificate that Cloudflare publishes for it."""
 
     subject: tuple[tuple[str, str], ...]
@@ -106,30 +105,70 @@ ANCHORS = (
 
 @cache
 def anchor_certificates() -> bytes:
-    """Return the DER of all anchors, one after the other. Made on first use (10 to 20 ms), then kept."""
+    """Return the DER of all anchors, one after the other. Made on first use, then kept."""
     return b"".join(make_anchor(anchor) for anchor in ANCHORS)
 
 
-def make_anchor(anchor: Anchor) -> bytes:
-    """Return a certificate in DER that makes `anchor` trusted when it is loaded as an authority."""
-    # Imported here: the import costs 80 to 100 ms, and a process with --cacert never needs it.
-    from cryptography import x509  # noqa: PLC0415
-    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa  # noqa: PLC0415
+_SEQUENCE, _SET, _OID, _INTEGER, _BITS, _OCTETS, _BOOLEAN = 0x30, 0x31, 0x06, 0x02, 0x03, 0x04, 0x01
+_PRINTABLE, _UTF8, _TIME, _VERSION, _EXTENSIONS = 0x13, 0x0C, 0x17, 0xA0, 0xA3
+_COUNTRY = "2.5.4.6"
+_ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
+_NO_SIGNATURE = bytes.fromhex("003006020101020101")  # well-formed, of nothing: r = s = 1
 
-    key = serialization.load_der_public_key(anchor.public_key)
-    assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)
-    name = x509.Name([x509.NameAttribute(x509.ObjectIdentifier(oid), value) for oid, value in anchor.subject])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(anchor.not_before)
-        .not_valid_after(anchor.not_after)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=anchor.path_length), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier(anchor.key_id), critical=False)
-        .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+
+def make_anchor(anchor: Anchor) -> bytes:
+    """Return a certificate in DER that makes `anchor` trusted when it is loaded as an authority.
+
+    Written by hand: a library for certificates would cost each start 50 ms of CPU.
+    """
+    subject = _der(_SEQUENCE, *(_der(_SET, _attribute(oid, value)) for oid, value in anchor.subject))
+    constraints = _der(_BOOLEAN, b"\xff")
+    if anchor.path_length is not None:
+        constraints += _der(_INTEGER, bytes((anchor.path_length,)))
+    body = _der(
+        _SEQUENCE,
+        _der(_VERSION, _der(_INTEGER, b"\x02")),
+        _der(_INTEGER, b"\x01"),
+        _ECDSA_SHA256,
+        subject,
+        _der(_SEQUENCE, _time(anchor.not_before), _time(anchor.not_after)),
+        subject,
+        anchor.public_key,
+        _der(
+            _EXTENSIONS,
+            _der(
+                _SEQUENCE,
+                _extension("2.5.29.19", _der(_SEQUENCE, constraints), critical=True),
+                _extension("2.5.29.14", _der(_OCTETS, anchor.key_id)),
+            ),
+        ),
     )
-    return certificate.public_bytes(serialization.Encoding.DER)
+    return _der(_SEQUENCE, body, _ECDSA_SHA256, _der(_BITS, _NO_SIGNATURE))
+
+
+def _der(tag: int, *parts: bytes) -> bytes:
+    """Return one value in DER; all here are shorter than 64 KiB."""
+    content = b"".join(parts)
+    size = len(content)
+    if size < 0x80:
+        return bytes((tag, size)) + content
+    return (bytes((tag, 0x81, size)) if size < 0x100 else bytes((tag, 0x82, size >> 8, size & 0xFF))) + content
+
+
+def _oid(text: str) -> bytes:
+    """Return an object identifier whose parts are all below 128."""
+    first, second, *rest = map(int, text.split("."))
+    return _der(_OID, bytes((first * 40 + second, *rest)))
+
+
+def _attribute(oid: str, value: str) -> bytes:
+    """Return a part of a name, in the string types that authorities use: names are compared byte by byte by some."""
+    return _der(_SEQUENCE, _oid(oid), _der(_PRINTABLE if oid == _COUNTRY else _UTF8, value.encode()))
+
+
+def _time(when: datetime.datetime) -> bytes:
+    return _der(_TIME, when.strftime("%y%m%d%H%M%SZ").encode())
+
+
+def _extension(oid: str, value: bytes, *, critical: bool = False) -> bytes:
+    return _der(_SEQUENCE, _oid(oid), *([_der(_BOOLEAN, b"\xff")] if critical else []), _der(_OCTETS, value))

@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import struct
-from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -50,7 +49,7 @@ LIMITS = H2Limits(
     out_high_water=4_000,
     fair_share=700,
 )
-WIDE_LIMITS = replace(LIMITS, stream_window=1 << 20, connection_window=1 << 24)
+WIDE_LIMITS = LIMITS._replace(stream_window=1 << 20, connection_window=1 << 24)
 """With windows that a session cannot exceed: where reads are cut decides when credit is given back."""
 LARGEST_WRITE = 3_000
 

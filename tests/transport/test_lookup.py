@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import sys
 import threading
 from pathlib import Path
@@ -56,7 +57,9 @@ import socket, sys, time
 real = socket.getaddrinfo
 
 def silent(host, *args, flags=0, **kwargs):
-    if host == "api.cloudflare.com" and not flags:
+    if host in (b"api.cloudflare.com", b"origin.invalid") and not flags:
+        if host == b"origin.invalid":
+            print('{"event": "asked"}', flush=True)
         time.sleep(300)
     return real(host, *args, flags=flags, **kwargs)
 
@@ -67,13 +70,29 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_run_ends_while_a_pre_check_still_waits_for_a_resolver(tmp_path: Path, loop: str) -> None:
+def test_a_run_ends_while_a_pre_check_and_an_origin_still_wait_for_a_resolver(tmp_path: Path, loop: str) -> None:
     if loop == "uvloop":
         pytest.importorskip("uvloop")
-    with dev_edge(tmp_path, "--ingress", "http_status:204") as (_, listening):
-        args = ("run", "--edge", listening["edge"], "--cacert", listening["ca"], "--output", "json")
+    with dev_edge(tmp_path, "--ingress", "http://origin.invalid:8080") as (edge, listening):
+        args = (
+            "run",
+            "--edge",
+            listening["edge"],
+            "--cacert",
+            listening["ca"],
+            "--output",
+            "json",
+            "--grace-period",
+            "1s",
+        )
         env = {"TUNNEL_TOKEN": edge_token(tmp_path), "TUNNEL_NO_PRECHECKS": "false", "CONNECTOR_LOOP": loop}
         with Child(sys.executable, "-c", RUN, *args, env=env) as child:
-            child.message("Registered tunnel connection", limit=40)
-            child.signal()
-            assert child.wait(60) == 0
+            edge.event("configuration", applied=True)
+            host, _, port = listening["public"].removeprefix("https://").rpartition(":")
+            with socket.create_connection((host, int(port)), 20) as plain:
+                context = ssl.create_default_context(cafile=listening["ca"])
+                with context.wrap_socket(plain, server_hostname="localhost") as visitor:
+                    visitor.sendall(b"GET / HTTP/1.1\r\nHost: test.localhost\r\n\r\n")
+                    child.event("asked", limit=40)
+                    child.signal()
+                    assert child.wait(60) == 0

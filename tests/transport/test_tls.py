@@ -130,6 +130,8 @@ def test_anchor_facts_survive(anchor: Anchor) -> None:
     certificate = x509.load_der_x509_certificate(make_anchor(anchor))
     assert tuple((part.oid.dotted_string, part.value) for part in certificate.subject) == anchor.subject
     assert certificate.subject == certificate.issuer
+    same = x509.Name([x509.NameAttribute(x509.ObjectIdentifier(oid), value) for oid, value in anchor.subject])
+    assert certificate.subject.public_bytes() == same.public_bytes()
     key = certificate.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
