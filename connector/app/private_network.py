@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from connector.app.config import RunConfig
 from connector.app.logs import Logger
-from connector.app.tracing import trace_request
 from connector.errors import ConfigError
 from connector.protocol.protocol_choice import DATAGRAM_V2, DATAGRAM_V3
 from connector.proxy.flows import Flows
 from connector.proxy.icmp import IcmpProxy, make_icmp_proxy
 from connector.proxy.udp import LinkDatagrams, PrivateNetwork
+
+if TYPE_CHECKING:
+    from connector.app.tracing import Trace
 
 EVENT_UDP = 3
 """The field `event` of lines about UDP flows."""
@@ -59,9 +62,7 @@ class PrivateLinks:
             log.log(level, message, **fields)
 
         proxy = self._make_icmp(config, loop, log) if icmp else None
-        self.network = PrivateNetwork(
-            flows, loop, icmp=proxy, on_event=on_event, tracing=lambda context: trace_request(context, text=True)
-        )
+        self.network = PrivateNetwork(flows, loop, icmp=proxy, on_event=on_event, tracing=_trace)
 
     def open(self, conn_index: int) -> LinkDatagrams:
         """Make the sink of a link that is about to be dialled."""
@@ -96,3 +97,9 @@ class PrivateLinks:
             self.icmp_sources.append(str(proxy.source6))
             log.info(f"ICMP proxy will use {proxy.source6}{zone} as source for IPv6")
         return proxy
+
+
+def _trace(context: bytes) -> Trace | None:
+    from connector.app.tracing import trace_request  # noqa: PLC0415  (few flows are traced)
+
+    return trace_request(context, text=True)
