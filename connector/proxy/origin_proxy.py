@@ -14,14 +14,15 @@ import base64
 import ipaddress
 import socket
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
 from connector.errors import ConfigError, EdgeDialError, OriginDialError
 from connector.proxy.ingress import OriginSettings, Service, ServiceKind
-from connector.transport import outbound_proxy
-from connector.transport.outbound_proxy import OutboundProxy
+
+if TYPE_CHECKING:  # loaded where the environment names a proxy
+    from connector.transport.outbound_proxy import OutboundProxy
 
 PROXY_ADVICE: Final = (
     "HTTP_PROXY and HTTPS_PROXY in this process's environment name the proxy; NO_PROXY=HOST exempts an origin from it"
@@ -35,7 +36,11 @@ class ProxyHop:
     __slots__ = ("absolute", "authorization", "problem", "proxy", "service")
 
     def __init__(self, service: Service, proxy: OutboundProxy | None, problem: str = "") -> None:
-        self.proxy = proxy or OutboundProxy("http", "", 0)
+        if proxy is None:
+            from connector.transport.outbound_proxy import OutboundProxy  # noqa: PLC0415
+
+            proxy = OutboundProxy("http", "", 0)
+        self.proxy = proxy
         self.problem = problem
         shown = f"{service.text} through the proxy {self.proxy}"
         self.service = structs.replace(service, text=shown, host=self.proxy.host, port=self.proxy.port)
@@ -59,8 +64,10 @@ class ProxyHop:
         """Return a socket whose other end is the origin. Errors: OriginDialError; OSError."""
         if self.absolute:
             return sock
+        from connector.transport.outbound_proxy import shake_hands  # noqa: PLC0415
+
         try:
-            return await outbound_proxy.shake_hands(sock, self.proxy, origin.host, origin.port)
+            return await shake_hands(sock, self.proxy, origin.host, origin.port)
         except EdgeDialError as error:
             sock.close()
             raise OriginDialError(f"origin {origin.text}: {error}", advice=PROXY_ADVICE, cause="unreachable") from None
@@ -110,8 +117,10 @@ class OriginProxies:
         wanted = service.kind is ServiceKind.HTTP and not service.path and not settings.proxy_protocol
         if not url or not wanted or self.exempts(service.host, service.port):
             return None
+        from connector.transport.outbound_proxy import parse_proxy  # noqa: PLC0415
+
         try:
-            return ProxyHop(service, outbound_proxy.parse_proxy(url, "HTTPS_PROXY" if service.tls else "HTTP_PROXY"))
+            return ProxyHop(service, parse_proxy(url, "HTTPS_PROXY" if service.tls else "HTTP_PROXY"))
         except ConfigError as error:
             return ProxyHop(service, None, str(error))
 
