@@ -212,8 +212,9 @@ def leave_message(target: selfcheck.Target, user: User, client: str) -> None:
         session.subscribe(f"{user.name}/queue")
     with selfcheck.Session(target, user.name, user.password) as session:
         session.connect()
-        assert session.publish(f"{user.name}/kept", b"retained", retain=True) == 0
         assert session.publish(f"{user.name}/queue", b"waiting") == 0
+        assert session.publish(f"{user.name}/kept", b"retained", retain=True) == 0
+        session.publish(f"{user.name}/fence", b"")  # the broker saves a change before it reads on: both are on its disk
 
 
 def find_message(target: selfcheck.Target, user: User, client: str) -> None:
