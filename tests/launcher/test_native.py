@@ -194,7 +194,7 @@ def leave(made: Stack) -> None:
         session.connect()
         assert session.publish("device/queue", b"waiting") < 128
         assert session.publish("device/kept", b"retained", retain=True) < 128
-        session.publish("device/fence", b"")  # the broker saves a change before it reads on: the two are on its disk now
+        session.publish("device/fence", b"")  # a change is saved before the broker reads on: both are on its disk
 
 
 def find(made: Stack) -> None:
