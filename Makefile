@@ -217,6 +217,11 @@ faults: $(VENV)/dev.stamp tshark  ## The whole fault matrix (minutes; CI runs a 
 soak: $(VENV)/dev.stamp  ## 1,000 reconnects over either transport, memory flat
 	RECONNECTS=1000 $(BIN)/python -m pytest -s --timeout=3600 tests/soak $(ARGS)
 
+.PHONY: workers
+workers: $(VENV)/dev.stamp  ## Everything about --workers, the long test too; then two workers against one (2 cores, idle)
+	WORKERS_LONG=1 $(BIN)/python -m pytest tests/app/test_workers.py tests/integration/test_workers.py
+	$(BIN)/python -m benchmarks.workers $(ARGS)
+
 .PHONY: transfers
 transfers: $(VENV)/dev.stamp  ## 1 GB against a reader of 1 MB/s, both ways, both transports (17 min; TRANSFER_RATE=16 is 1)
 	TRANSFER_MB=1000 TRANSFER_RATE=$${TRANSFER_RATE:-1} $(BIN)/python -m pytest -n 4 --dist=load -rP tests/faults/test_transfers.py

@@ -61,6 +61,10 @@ class AddressBook:
         self._addresses, address = self._addresses.get(conn_index, random=self._draw())
         return address
 
+    async def take(self, conn_index: int) -> EdgeAddress | None:
+        """Give what `get` gives. A worker overrides this: there the addresses are another process's."""
+        return self.get(conn_index)
+
     def known(self) -> EdgeAddress | None:
         """Give an address to try something at, without taking it: one that is in use, else any."""
         for use in self._addresses.uses:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,7 @@ class RunConfig:
         "capture",
         "dns_resolvers",
         "edges",
+        "exempt_by_environment",
         "features",
         "fixed_ingress",
         "grace_period",
@@ -104,6 +106,7 @@ class RunConfig:
         "token_file",
         "token_given",
         "watched",
+        "workers",
     )  # fmt: skip
 
     def __init__(self, token: Token) -> None:
@@ -117,6 +120,8 @@ class RunConfig:
         """Connections to the edge over TCP go through it."""
         self.proxy_exempt: Callable[[str], bool] = lambda _: False
         """Whether this edge host is reached without it."""
+        self.exempt_by_environment = False
+        """Whether it is NO_PROXY that says so."""
         self.token_given = True
         """The token came by flag or environment, not by a file: `auto` then does not ask for the protocol record."""
         self.token_file: str | None = None
@@ -158,6 +163,8 @@ class RunConfig:
         self.grace_period = 30.0
         self.origin_defaults = OriginSettings()
         """What counts where a rule says nothing."""
+        self.workers = 1
+        """Processes that the connections are spread over; with 1 this process serves them itself."""
         self.retries = 5
         self.rpc_timeout = 5.0
         self.max_active_flows: int | None = None
@@ -218,6 +225,7 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str, local: Local
         raise ConfigError(
             f"--ha-connections {config.ha_connections} is not possible", advice=f"Allowed: 1 to {MAX_HA_CONNECTIONS}."
         )
+    config.workers = _workers(flags, config.ha_connections)
     config.retries = int(flags.number("retries"))
     _positive(config.retries, "retries", zero=True)
     config.rpc_timeout = flags.number("rpc-timeout")
@@ -259,6 +267,25 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str, local: Local
 def default_metrics_address() -> str:
     """Give the metrics address that is in force when nobody names one: the first free port of a known few."""
     return "0.0.0.0:0" if os.environ.get(RUNTIME_VARIABLE) == "container" else "localhost:0"
+
+
+def _workers(flags: Flags, connections: int) -> int:
+    """Give the number of processes that `--workers` asks for; no more than there are connections is of use."""
+    text = flags.text("workers")
+    if text == "1":
+        return 1
+    from connector.app.workers.count import wanted_workers  # noqa: PLC0415  (few ask for it)
+
+    workers = wanted_workers(text, connections)
+    if workers > 1 and sys.platform == "win32":
+        raise ConfigError("--workers is not possible on Windows", advice="Leave it out: one process serves all.")
+    for name in ("inspect", "capture"):
+        if workers > 1 and flags.text(name):
+            raise ConfigError(
+                f"--{name} sees one process only and is not possible with {workers} workers",
+                advice=f"Give --workers 1 while you use --{name}.",
+            )
+    return workers
 
 
 def _private_network(config: RunConfig, flags: Flags) -> None:
@@ -338,6 +365,7 @@ def _choose_proxy(config: RunConfig, flags: Flags) -> None:
     hosts = [split_address(edge, "--edge")[0] for edge in config.edges]
     names = () if hosts else EDGE_NAMES
     config.proxy_exempt = lambda host: outbound_proxy.exempt(host, environ, also=names)
+    config.exempt_by_environment = True
     if not all(config.proxy_exempt(host) for host in hosts or EDGE_NAMES):
         config.proxy = proxy
 

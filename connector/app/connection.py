@@ -158,7 +158,8 @@ class EdgeConnection:
     async def _once(self) -> None:
         """Make one attempt and live through its consequence, the wait included."""
         state = self._state
-        address = state.book.get(self.conn_index)
+        async with self._until_stopped():
+            address = await state.book.take(self.conn_index)
         log = self._log if address is None else self._log.bind(ip=address.host)
         error: Exception
         self._reason = None
@@ -234,7 +235,7 @@ class EdgeConnection:
             fields["reason"] = self._reason.text(self._port)
         if failure is Failure.LOST:
             self._log.info("Lost connection with the edge")
-        level = "warn" if self._state.connected else "error"
+        level = "warn" if self._state.connected or self._state.connected_elsewhere else "error"
         log.log(level, _MESSAGES[failure], error=str(error) or type(error).__name__, **fields)
 
     async def _attempt(self, address: EdgeAddress, log: Logger) -> None:

@@ -6,7 +6,6 @@ Out: a Link. Never: registers, retries, chooses, or loads the QUIC library when 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -163,8 +162,8 @@ class Dialler:
             context=self._quic_tls,
             accept=self._accept_for(conn_index),
             tap=tap,
-            on_configuration=self._on_configuration,
-            rpc_handlers=LinkHandlers(sink, self._on_configuration) if sink is not None else None,
+            on_configuration=self._orchestrator.on_rpc,
+            rpc_handlers=LinkHandlers(sink, self._orchestrator.on_rpc) if sink is not None else None,
             datagrams=sink,
             on_malformed=self._on_malformed,
             on_heard=on_heard,
@@ -185,12 +184,3 @@ class Dialler:
             return accept(request, port)
 
         return accept_from
-
-    def _on_configuration(self, version: int, config: bytes) -> tuple[int, str]:
-        """Answer a push over an RPC stream: the version in force, and an error's text."""
-        try:
-            parsed = json.loads(config)
-        except (ValueError, RecursionError) as error:
-            return self._orchestrator.version, f"the configuration is not JSON: {error}"
-        text = self._orchestrator.apply(version, parsed)
-        return self._orchestrator.version, text or ""

@@ -381,6 +381,14 @@ _OPERATION = [
     ),
     Flag("no-redact", "bool", group="Operation", help="Let --inspect and --capture show and keep secrets too."),
     Flag(
+        "workers",
+        default="1",
+        env=("TUNNEL_WORKERS",),
+        group="Operation",
+        metavar="N",
+        help="Spread the connections over N processes, for more than one core; auto: one per usable core.",
+    ),
+    Flag(
         "pidfile",
         env=("TUNNEL_PIDFILE",),
         metavar="FILE",

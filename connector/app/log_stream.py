@@ -11,6 +11,7 @@ import asyncio
 import json
 import random
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from connector.app.log_formats import EVENT_NAMES
@@ -75,19 +76,24 @@ class Filters:
 
 
 class LogStreams:
-    """All sessions of a process; at most one streams."""
+    """All sessions of a process; at most one streams, of all workers where there are some."""
 
     def __init__(self, log: Logger) -> None:
         self.log = log
         self.loop = asyncio.get_running_loop()
         self.sessions: set[LogStream] = set()
         self.streaming: LogStream | None = None
+        self.elsewhere = ""
+        """In a worker: who streams through another one."""
+        self.on_actor: Callable[[str], None] = lambda actor: None
+        """Called before streaming begins, with who streams."""
 
     def start(self, session: LogStream) -> bool:
         """Let `session` stream; it takes over from another of the same actor. False: somebody else is streaming."""
         current = self.streaming
-        if current is not None and current is not session:
-            if current.actor != session.actor:
+        busy = self.elsewhere or (current.actor if current is not None and current is not session else "")
+        if busy:
+            if busy != session.actor:
                 self.log.warn(
                     "Another management session request was attempted but one session already being served; "
                     "there is a limit of streaming log sessions to reduce overall performance impact."
@@ -97,8 +103,10 @@ class LogStreams:
                 "Another management session request for the same actor was requested; "
                 "the other session will be disconnected to handle the new request."
             )
-            current.end(NORMAL, "context closed")
+            if current is not None and current is not session:
+                current.end(NORMAL, "context closed")
         self.streaming = session
+        self.on_actor(session.actor)
         self.log.output.listen(session.on_event)
         return True
 

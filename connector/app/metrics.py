@@ -56,7 +56,8 @@ class Metrics:
         """Make the page. Numbers are taken here; import and text are a thread's work, so that requests go on."""
         self._in_flight += 1
         try:
-            text = await asyncio.get_running_loop().run_in_executor(None, self._text, self._rows())
+            rows = await self._all_rows()
+            text = await asyncio.get_running_loop().run_in_executor(None, self._text, rows)
             return Answer(200, text, CONTENT_TYPE)
         finally:
             self._in_flight -= 1
@@ -64,10 +65,14 @@ class Metrics:
 
     def render(self) -> bytes:
         """Give the text at once."""
-        return self._text(self._rows())
+        return self._text(self.rows())
 
-    def _rows(self) -> Rows:
-        """Take every number as it is now."""
+    async def _all_rows(self) -> Rows:
+        """Take every number; with workers, theirs too."""
+        return self.rows()
+
+    def rows(self) -> Rows:
+        """Take every number of this process as it is now."""
         return [
             (name, labels, value.copy() if isinstance(value, Histogram) else value)
             for name, labels, value in self.numbers()
@@ -77,9 +82,13 @@ class Metrics:
         from prometheus_client.exposition import generate_latest  # noqa: PLC0415  (slow, and rarely needed)
 
         if self._process is None:
-            self._process = _process_registry()
+            self._process = self._registry()
         text = generate_latest(_Collector(rows, self._process))
         return _TYPE_LINE.sub(lambda line: line[0][:-5] + b"counter" if line[1] in _BARE else line[0], text)
+
+    def _registry(self) -> CollectorRegistry:
+        """Give what prometheus_client knows of the process. In a thread."""
+        return _process_registry()
 
     def numbers(self) -> Iterator[tuple[str, tuple[str, ...], float | Histogram]]:
         """Give family, label values and value of every series."""

@@ -26,12 +26,18 @@ from connector.proxy.watch import RequestTrace
 
 if TYPE_CHECKING:  # loaded by the first request that wants it
     from connector.app.management import Management
+    from connector.app.workers.crew import Crew
 
 
 class Observation:
-    """One per run: made before the first request can come, served around the supervisor's run."""
+    """One per run: made before the first request can come, served around the supervisor's run.
 
-    def __init__(self, config: RunConfig, connector_id: UUID, dispatcher: Dispatcher, log: Logger) -> None:
+    With a `crew` it shows what all its workers do.
+    """
+
+    def __init__(
+        self, config: RunConfig, connector_id: UUID, dispatcher: Dispatcher, log: Logger, crew: Crew | None = None
+    ) -> None:
         self._config = config
         self._connector_id = connector_id
         self._log = log
@@ -41,9 +47,12 @@ class Observation:
         dispatcher.watch = self.meters
         dispatcher.tracing = _trace_request
         log.output.on_listen = lambda: dispatcher.set_access_events(log.output.enabled("debug"))
-        self.metrics = Metrics(dispatcher, self.meters)
+        if crew is None:
+            self.metrics = Metrics(dispatcher, self.meters)
+            self.pages = Pages(config, connector_id, dispatcher, self.metrics)
+        else:
+            self.metrics, self.pages = crew.make_pages(dispatcher, self.meters)
         self.metrics.hostname = config.quick_hostname
-        self.pages = Pages(config, connector_id, dispatcher, self.metrics)
         dispatcher.management_host = config.management_host.encode()
         dispatcher.management = self._manage
 

@@ -7,7 +7,7 @@ Never: touches requests in flight (they finish on the rules they started with); 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from itertools import chain
 from typing import Any, Protocol
 
@@ -57,6 +57,21 @@ class Orchestrator:
 
         WireError when the body is no such object; the transport answers 502 then.
         """
+        version, config = self.read_push(body)
+        error_text = self.apply(version, config)
+        return encode_answer(self.version, error_text)
+
+    def on_rpc(self, version: int, config: bytes) -> tuple[int, str] | Awaitable[tuple[int, str]]:
+        """Answer a push over an RPC stream: the version in force, and an error's text."""
+        try:
+            parsed = json.loads(config)
+        except (ValueError, RecursionError) as error:
+            return self.version, f"the configuration is not JSON: {error}"
+        text = self.apply(version, parsed)
+        return self.version, text or ""
+
+    def read_push(self, body: bytes) -> tuple[int, Any]:
+        """Give version and configuration of a push over HTTP/2. Errors: WireError."""
         try:
             message = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -69,39 +84,57 @@ class Orchestrator:
         if not isinstance(version, int) or isinstance(version, bool) or version not in _INT32:
             self._log.error("The edge pushed a configuration without a usable version", error=f"version {version!r}")
             raise WireError("configuration push has no usable version")
-        error_text = self.apply(version, folded.get("config"))
-        return json.dumps({"lastAppliedVersion": self.version, "err": error_text}, separators=(",", ":")).encode()
+        return version, folded.get("config")
 
     def apply(self, version: int, config: Any) -> str | None:
         """Put `config` in force if `version` is news. Gives the error's text, or None; then see `version`."""
-        if self._shut:
-            return "connector already shut down"
-        if self.fixed:
-            return "this connector's rules are in its program, which takes none from elsewhere"
-        if version <= self.version:
-            self._log.debug("Configuration is not newer than ours", version=version, current=self.version)
-            return None
+        if not self._is_news(version):
+            return self._refusal()
         text = json.dumps(config, separators=(",", ":"), ensure_ascii=False)
         try:
             ingress = parse_remote_config(version, config, self._base)
             doubts = self._holder.set_ingress(ingress)
-        except ConnectorError as error:
-            advice = {"advice": error.advice} if error.advice else {}
-            self._log.error(
-                "Failed to update configuration; the old one stays",
-                error=str(error),
-                version=version,
-                config=text,
-                **advice,
-            )
-            return str(error) or "invalid configuration"
         except Exception as error:  # The edge can push anything; a bug in a parser must not end the process.
-            self._log.bug("Failed to update configuration; the old one stays", error)
-            return f"internal error: {type(error).__name__}"
-        self.version = version
-        self._log.info("Updated to new configuration", version=version, config=text)
+            return self._failed(error, version, text)
+        self._updated(version, text)
         self.warn(ingress.warnings, doubts)
         return None
+
+    def _is_news(self, version: int) -> bool:
+        """Whether a push of this version is to be put in force."""
+        if self._shut or self.fixed:
+            return False
+        if version <= self.version:
+            self._log.debug("Configuration is not newer than ours", version=version, current=self.version)
+            return False
+        return True
+
+    def _refusal(self) -> str | None:
+        """Give what is said of a push that is no news."""
+        if self._shut:
+            return "connector already shut down"
+        if self.fixed:
+            return "this connector's rules are in its program, which takes none from elsewhere"
+        return None
+
+    def _failed(self, error: Exception, version: int, text: str) -> str:
+        """Report a configuration that could not be put in force; give what the edge is told."""
+        if not isinstance(error, ConnectorError):
+            self._log.bug("Failed to update configuration; the old one stays", error)
+            return f"internal error: {type(error).__name__}"
+        advice = {"advice": error.advice} if error.advice else {}
+        self._log.error(
+            "Failed to update configuration; the old one stays",
+            error=str(error),
+            version=version,
+            config=text,
+            **advice,
+        )
+        return str(error) or "invalid configuration"
+
+    def _updated(self, version: int, text: str) -> None:
+        self.version = version
+        self._log.info("Updated to new configuration", version=version, config=text)
 
     def apply_local(self, ingress: Ingress) -> list[str] | None:
         """Put the rules of a local file in force and give the changes; None while rules of the edge are in force.
@@ -128,6 +161,11 @@ class Orchestrator:
     def shut(self) -> None:
         """Refuse everything from now on: the process ends."""
         self._shut = True
+
+
+def encode_answer(version: int, error_text: str | None) -> bytes:
+    """Give the answer to a push over HTTP/2."""
+    return json.dumps({"lastAppliedVersion": version, "err": error_text}, separators=(",", ":")).encode()
 
 
 def _folded(message: Any) -> dict[str, Any]:

@@ -8,12 +8,13 @@ Never: touches a datagram.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from connector.app.config import RunConfig
 from connector.app.logs import Logger
 from connector.errors import ConfigError
+from connector.protocol.datagrams import UdpFlow
 from connector.protocol.protocol_choice import DATAGRAM_V2, DATAGRAM_V3
 from connector.proxy.flows import Flows
 from connector.proxy.icmp import IcmpProxy, make_icmp_proxy
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 EVENT_UDP = 3
 """The field `event` of lines about UDP flows."""
 
-OnConfiguration = Callable[[int, bytes], tuple[int, str]]
+OnConfiguration = Callable[[int, bytes], tuple[int, str] | Awaitable[tuple[int, str]]]
 
 
 class LinkHandlers:
@@ -51,6 +52,7 @@ class PrivateLinks:
         loop: asyncio.AbstractEventLoop,
         version: Callable[[], int],
         icmp: bool = True,
+        on_started: Callable[[UdpFlow], None] | None = None,
     ) -> None:
         self.icmp_sources: list[str] = []
         """Addresses from which ICMP is sent, for diagnostics; none where there is no ICMP."""
@@ -62,7 +64,7 @@ class PrivateLinks:
             log.log(level, message, **fields)
 
         proxy = self._make_icmp(config, loop, log) if icmp else None
-        self.network = PrivateNetwork(flows, loop, icmp=proxy, on_event=on_event, tracing=_trace)
+        self.network = PrivateNetwork(flows, loop, icmp=proxy, on_event=on_event, tracing=_trace, on_started=on_started)
 
     def open(self, conn_index: int) -> LinkDatagrams:
         """Make the sink of a link that is about to be dialled."""

@@ -18,6 +18,7 @@ from connector import __version__
 from connector.app.access_log import EVENT_HTTP
 from connector.app.addresses import find_edge
 from connector.app.config import RunConfig
+from connector.app.connection import EdgeConnection
 from connector.app.dialler import Dialler
 from connector.app.logs import MASK, Logger, capture_stdlib
 from connector.app.malloc import keep_freed_memory
@@ -127,12 +128,26 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         on_event=request_log(log),
         access_events=log.output.enabled("debug"),
         flows=Flows(max_active_flows=config.max_active_flows, dns=VirtualDns(config.dns_resolvers)),
-        access_keys_url=_access_keys_url(log),
+        access_keys_url=access_keys_url(log),
         origin_proxies=OriginProxies(os.environ),
     )
-    observation = Observation(config, connector_id, dispatcher, log)
+    crew = None
+    if config.workers > config.ha_connections:
+        log.info(
+            f"You requested {config.workers} workers, but there are only {config.ha_connections} connections for them",
+            workers=config.ha_connections,
+        )
+    if min(config.workers, config.ha_connections) > 1:
+        from connector.app.workers.crew import Crew  # noqa: PLC0415  (most runs are one process)
+
+        crew = Crew(config, connector_id, log)
+    observation = Observation(config, connector_id, dispatcher, log, crew)
     dispatcher.applications = config.applications
-    orchestrator = Orchestrator(dispatcher, log, config.origin_defaults)
+    orchestrator: Orchestrator
+    if crew is None:
+        orchestrator = Orchestrator(dispatcher, log, config.origin_defaults)
+    else:
+        orchestrator = crew.make_orchestrator(dispatcher)
     orchestrator.warn(dispatcher.doubts)
     if config.fixed_ingress is not None:
         dispatcher.set_ingress(config.fixed_ingress)
@@ -158,22 +173,15 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
             post_quantum=config.post_quantum,
             clock=loop.time,
         )
-        dialler = Dialler(
-            config,
-            dispatcher.accept,
-            orchestrator,
-            quic=choice.needs_quic,
-            http2=choice.needs_http2,
-            on_malformed=lambda what: log.debug("The edge sent a request that is none", event=EVENT_HTTP, error=what),
-        )
-        if choice.needs_quic:
-            from connector.app.private_network import PrivateLinks  # noqa: PLC0415  (datagrams are QUIC's)
-
-            dialler.private = PrivateLinks(
-                config, dispatcher.flows, log, loop=loop, version=lambda: choice.datagram_version
-            )
-            stack.push_async_callback(dialler.private.close)
-            observation.pages.icmp_sources = dialler.private.icmp_sources
+        if crew is not None:
+            stack.push_async_callback(crew.close)
+            crew.start(choice)
+            dialler: Dialler = crew.make_dialler()
+        else:
+            dialler = _dialler(config, dispatcher, orchestrator, choice, log)
+            if dialler.private is not None:
+                stack.push_async_callback(dialler.private.close)
+                observation.pages.icmp_sources = dialler.private.icmp_sources
         log.info(f"Initial protocol {choice.initial.value}")
         records = None if config.edges else _records(choice, log)  # an edge that was named by hand has none
         try:
@@ -201,7 +209,10 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
 
             await stack.enter_async_context(inspected(config, dispatcher, dialler, log))
         await stack.enter_async_context(observation.serve(state))
-        supervisor = Supervisor(state, wanted, look_up_records=records)
+        if crew is not None:
+            crew.serve(state, wanted)
+        connect = EdgeConnection if crew is None else crew.connect
+        supervisor = Supervisor(state, wanted, look_up_records=records, connect=connect)
         wakeups = Wakeups(lambda news: supervisor.woken(",".join(cause.value for cause in news.causes)))
         wakeups.start()
         stack.callback(wakeups.close)
@@ -233,6 +244,28 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
         finally:
             orchestrator.shut()
             log.info("Tunnel server stopped")
+
+
+def _dialler(
+    config: RunConfig, dispatcher: Dispatcher, orchestrator: Orchestrator, choice: TransportChoice, log: Logger
+) -> Dialler:
+    """Make what dials the edge. Errors: ConfigError."""
+    dialler = Dialler(
+        config,
+        dispatcher.accept,
+        orchestrator,
+        quic=choice.needs_quic,
+        http2=choice.needs_http2,
+        on_malformed=lambda what: log.debug("The edge sent a request that is none", event=EVENT_HTTP, error=what),
+    )
+    if choice.needs_quic:
+        from connector.app.private_network import PrivateLinks  # noqa: PLC0415  (datagrams are QUIC's)
+
+        loop = asyncio.get_running_loop()
+        dialler.private = PrivateLinks(
+            config, dispatcher.flows, log, loop=loop, version=lambda: choice.datagram_version
+        )
+    return dialler
 
 
 async def cancelled(task: asyncio.Task[None]) -> None:
@@ -273,7 +306,8 @@ def _records(choice: TransportChoice, log: Logger) -> Callable[[], Awaitable[Non
     return look_up
 
 
-def _access_keys_url(log: Logger) -> str:
+def access_keys_url(log: Logger) -> str:
+    """Give where keys of Access teams are fetched instead of at Cloudflare, or nothing; a line says so."""
     url = os.environ.get(ACCESS_KEYS_VARIABLE, "")
     if url:
         log.warn(f"{ACCESS_KEYS_VARIABLE} is set: Access tokens are checked against keys of {url}, not of Cloudflare")

@@ -30,9 +30,9 @@ class TunnelState:
     """One per run. Connections report to it; health and supervisor read it."""
 
     __slots__ = (
-        "active_streams", "book", "choice", "config", "connected", "connection_tasks", "connector_id", "dialler",
-        "go_away", "links", "locations", "log", "on_change", "on_first_registration", "orchestrator", "policy",
-        "registrations", "rotation", "stop_deadline", "transports",
+        "active_streams", "book", "choice", "config", "connected", "connected_elsewhere", "connection_tasks",
+        "connector_id", "dialler", "go_away", "links", "locations", "log", "on_change", "on_first_registration",
+        "orchestrator", "policy", "registrations", "rotation", "stop_deadline", "transports",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +61,8 @@ class TunnelState:
         self.rotation = TokenRotation(config.token)
         self.policy = RetryPolicy(config.retries)
         self.connected: dict[int, EdgeAddress] = {}
+        self.connected_elsewhere = 0
+        """In a worker: how many connections of the tunnel are registered, here and in other workers."""
         self.transports: dict[int, Transport] = {}
         """What each connected index speaks."""
         self.links = LinkMeters()

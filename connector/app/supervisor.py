@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from connector.app.connection import EdgeConnection, WaitTogetherError
 from connector.app.durations import format_duration
@@ -35,21 +35,52 @@ RETURN_TICK = 5.0
 """How often connections over HTTP/2 are looked at while QUIC may be there again."""
 
 
+class Connection(Protocol):
+    """One edge connection, here (EdgeConnection) or in a worker."""
+
+    conn_index: int
+
+    async def run(self) -> None:
+        """Keep it up. Returns after `stop`; raises WaitTogetherError, or what ends the process."""
+
+    def stop(self) -> None:
+        """Begin the graceful end. Idempotent."""
+
+    def wake(self) -> bool:
+        """End the back-off sleep, if one is running."""
+
+    def check(self) -> None:
+        """Find out soon whether the link still works."""
+
+    def move_on(self) -> None:
+        """Leave the link that serves now to drain apart, and dial again."""
+
+    def reconnect(self, delay: float) -> None:
+        """The same, with a pause before the dial."""
+
+
 class Supervisor:
     """One per run. `await run()`; `stop()` from a signal handler; `woken()` when the machine's network changed.
 
     `look_up_records` asks the edge's TXT records and tells `TransportChoice`; None where nobody is to be asked.
+    `connect` makes the connections.
     """
 
     def __init__(
-        self, state: TunnelState, wanted: int, *, look_up_records: Callable[[], Awaitable[None]] | None = None
+        self,
+        state: TunnelState,
+        wanted: int,
+        *,
+        look_up_records: Callable[[], Awaitable[None]] | None = None,
+        connect: Callable[[int, TunnelState], Connection] = EdgeConnection,
     ) -> None:
         self._state = state
+        self._connect = connect
         self._wanted = wanted
         self._look_up_records = look_up_records
         self._changed = asyncio.Event()
-        self._connections: list[EdgeConnection] = []
-        self._tasks: dict[asyncio.Task[None], EdgeConnection] = {}
+        self._connections: list[Connection] = []
+        self._tasks: dict[asyncio.Task[None], Connection] = {}
         self._background: dict[str, asyncio.Task[Any]] = {}
         self._error: BaseException | None = None
         self._next_start = 0.0
@@ -159,7 +190,7 @@ class Supervisor:
         return min((at for at in due if at is not None), default=None)
 
     def _start(self) -> None:
-        connection = EdgeConnection(len(self._connections), self._state)
+        connection = self._connect(len(self._connections), self._state)
         self._connections.append(connection)
         self._let_run(connection)
 
@@ -167,7 +198,7 @@ class Supervisor:
         for conn_index in indices:
             self._let_run(self._connections[conn_index])
 
-    def _let_run(self, connection: EdgeConnection) -> None:
+    def _let_run(self, connection: Connection) -> None:
         task = asyncio.create_task(connection.run(), name=f"edge connection {connection.conn_index}")
         self._tasks[task] = connection
         self._state.connection_tasks = len(self._tasks)

@@ -25,6 +25,11 @@ class TokenRotation:
         self._waiting: list[int] = []
         self._mark = -1
 
+    @property
+    def before(self) -> Token | None:
+        """The token that is in force again if the edge refuses the new one; None when there is no way back."""
+        return self._before
+
     def begin(self, token: Token, connections: Iterable[int]) -> None:
         """Put `token` in force; `connections` are to register again."""
         self._before = self.token if self._before is None else self._before

@@ -19,6 +19,7 @@ from connector.protocol.protocol_choice import (
     RECORD_RETRY_SECONDS,
     RECORD_SECONDS,
     RemoteFeatures,
+    Selector,
     Share,
     Transport,
     datagram_version,
@@ -78,6 +79,8 @@ class TransportChoice:
         """Links and dials that ended, by transport and reason."""
         self.races_lost = 0
         """Dials of `auto` that QUIC lost."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when what `knowledge` gives has changed."""
         self.returns = 0
         """Connections that went back to QUIC."""
 
@@ -113,6 +116,15 @@ class TransportChoice:
         reason = self._path.reason
         return PathFacts(self._path.status, reason, reason.text(self._port) if reason is not None else "")
 
+    @property
+    def knowledge(self) -> tuple[Selector, QuicPath, RemoteFeatures, int]:
+        """Everything that plans depend on, for a worker's `adopt`."""
+        return self._selector, self._path, self._record, self._port
+
+    def adopt(self, selector: Selector, path: QuicPath, record: RemoteFeatures, port: int) -> None:
+        """Take another process's knowledge over, in place of our own."""
+        self._selector, self._path, self._record, self._port = selector, path, record, port
+
     # --- the edge's records ----------------------------------------------------------------------------------------
 
     @property
@@ -144,6 +156,7 @@ class TransportChoice:
             self._log.info(f"Changing protocol to {self._selector.current.value}", event=0)
         if shares is None or record is None:
             self._records_at = now + RECORD_RETRY_SECONDS
+        self.on_change()
 
     # --- after a dial ----------------------------------------------------------------------------------------------
 
@@ -234,6 +247,8 @@ class TransportChoice:
     def _change(self, path: QuicPath) -> None:
         """Put the verdict in force, and say once what that means."""
         before, self._path = self._path, path
+        if path != before:
+            self.on_change()
         blocked = PathStatus.BLOCKED
         if path.status is blocked and before.status is not blocked and path.reason is not None:
             self._log.warn(

@@ -71,10 +71,11 @@ OnPacket = Callable[["DatagramsV2 | DatagramsV3", bytes, float, bytes], None]
 class Shared:
     """What all connections of a process share. `flows` is the table of version 3.
 
-    `open_origin(flow)` opens a connected socket and sets `flow.origin`; errors: OSError.
+    `open_origin(flow)` opens a connected socket and sets `flow.origin`; errors: OSError. `on_started` hears of each new
+    flow of version 3: other processes may serve connections of the same connector.
     """
 
-    __slots__ = ("flows", "on_event", "open_origin", "slots", "wake", "wheel")
+    __slots__ = ("flows", "on_event", "on_started", "open_origin", "slots", "wake", "wheel")
 
     def __init__(
         self,
@@ -84,14 +85,27 @@ class Shared:
         wheel: IdleWheel,
         wake: Callable[[], None],
         on_event: OnEvent,
+        on_started: Callable[[UdpFlow], None] | None = None,
     ) -> None:
         self.open_origin = open_origin
+        self.on_started = on_started
         self.slots = slots
         self.wheel = wheel
         self.wake = wake
         """Sees to the wheel's timer."""
         self.on_event = on_event
         self.flows: dict[bytes, UdpFlow] = {}
+
+    def moved_away(self, flow_id: bytes, began: float) -> bool:
+        """End a flow that began anew in another process; whether there was one.
+
+        `began` is that process's `now`; the clock is the machine's.
+        """
+        flow = self.flows.get(flow_id)
+        if flow is None or flow.began > began:
+            return False
+        flow.end.end_flow(flow, "moved to a connection of another process", failed=False)
+        return True
 
 
 class UdpFlow:
@@ -101,7 +115,8 @@ class UdpFlow:
     """
 
     __slots__ = (
-        "active_at", "address", "closed", "end", "flow_id", "head", "idle", "label", "origin", "port", "slot", "tail",
+        "active_at", "address", "began", "closed", "end", "flow_id", "head", "idle", "label", "origin", "port", "slot",
+        "tail",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +137,7 @@ class UdpFlow:
         self.port = port
         self.idle = min(idle or DEFAULT_IDLE, MAX_IDLE) if idle >= 0 else DEFAULT_IDLE
         self.active_at = now
+        self.began = now
         self.head = head
         self.tail = tail
         self.slot = 0
@@ -332,6 +348,8 @@ class DatagramsV3(_End):
         COUNTS.add("cloudflared_udp_total_flows", flow.label)
         COUNTS.add("cloudflared_udp_active_flows", flow.label)
         self._answer(flow.flow_id, v3.OK)
+        if shared.on_started is not None:
+            shared.on_started(flow)
         if wanted.payload is not None and flow.origin is not None:
             flow.origin.send(wanted.payload, now)
 

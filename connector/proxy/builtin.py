@@ -6,6 +6,7 @@ Never: looks at rules or opens connections.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
 
@@ -46,7 +47,7 @@ def answer_status(port: StreamPort, status: int) -> None:
 
 
 class ConfigurationSink(IgnoringSink):
-    """One configuration push: collects the body, asks the handler, sends its JSON.
+    """One configuration push: collects the body, asks the handler, sends its JSON (now, or when the future has it).
 
     `done(error)` is called once, after the answer (None) or instead of one (the caller refuses the stream).
     """
@@ -56,7 +57,7 @@ class ConfigurationSink(IgnoringSink):
     def __init__(
         self,
         port: StreamPort,
-        handler: Callable[[bytes], bytes],
+        handler: Callable[[bytes], bytes | asyncio.Future[bytes]],
         done: Callable[[BaseException | None], None],
     ) -> None:
         self._port = port
@@ -83,6 +84,21 @@ class ConfigurationSink(IgnoringSink):
         except Exception as error:  # a stream must be answered whatever the handler does
             self._end(error)
             return
+        if isinstance(reply, bytes):
+            self._answer(reply)
+        else:
+            reply.add_done_callback(self._answer_later)
+
+    def _answer_later(self, reply: asyncio.Future[bytes]) -> None:
+        """Answer what took its time; the stream may be gone meanwhile."""
+        if reply.cancelled():
+            self._end(ConnectorError("the connector is closing"))
+        elif (error := reply.exception()) is not None:
+            self._end(error)
+        elif self._done is not None:
+            self._answer(reply.result())
+
+    def _answer(self, reply: bytes) -> None:
         self._port.respond(200, (), ResponseSource.ORIGIN)
         self._port.write(reply)
         self._port.write_eof()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from connector.errors import ConnectorError
@@ -46,6 +46,18 @@ if TYPE_CHECKING:  # loaded where a rule or a request wants them
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
+OnConfiguration = Callable[[bytes], "bytes | asyncio.Future[bytes]"]
+"""Answers the body of a push, at once or later."""
+
+
+class Prepared(NamedTuple):
+    """A rule set with its routes made, not yet in force."""
+
+    ingress: Ingress
+    routes: list[Route | FlowRoute | None]
+    doubts: tuple[str, ...]
+    """What may not work."""
+
 
 class Dispatcher:
     """All streams of one connector, over whichever links they come. `accept` is the Acceptor of those links."""
@@ -59,7 +71,7 @@ class Dispatcher:
         loop: asyncio.AbstractEventLoop,
         on_event: OnEvent | None = None,
         access_events: bool = True,
-        on_configuration: Callable[[bytes], bytes] | None = None,
+        on_configuration: OnConfiguration | None = None,
         flows: Flows | None = None,
         access_keys_url: str = "",
         origin_proxies: OriginProxies = NO_PROXIES,
@@ -142,11 +154,21 @@ class Dispatcher:
 
         Errors: ConfigError when an origin cannot start (unreadable `caPool`); then nothing has changed.
         """
+        prepared = self.prepare(ingress)
+        self.enforce(prepared)
+        return prepared.doubts
+
+    def prepare(self, ingress: Ingress) -> Prepared:
+        """Do everything that can fail about putting a rule set in force. Errors: ConfigError."""
         self._load_services(ingress)
         contexts = ContextCache()
         kinds = (ServiceKind.HTTP, ServiceKind.HELLO)
         doubts = tuple(filter(None, (contexts.doubt(rule) for rule in ingress.rules if rule.service.kind in kinds)))
-        routes = [self._make_route(rule, contexts) for rule in ingress.rules]
+        return Prepared(ingress, [self._make_route(rule, contexts) for rule in ingress.rules], doubts)
+
+    def enforce(self, prepared: Prepared) -> None:
+        """Put a rule set in force that was prepared here."""
+        ingress, routes, _ = prepared
         for route in self._routes:
             if isinstance(route, Route):
                 route.pool.close()
@@ -155,7 +177,6 @@ class Dispatcher:
         self._routes = routes
         self._ingress = ingress
         self.flows.configure(ingress.warp_routing)
-        return doubts
 
     def accept(self, request: Request, port: StreamPort) -> StreamSink:
         """Serve a stream: choose the rule, start the exchange. Never raises."""

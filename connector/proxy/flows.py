@@ -8,7 +8,7 @@ Never: opens a socket, ends a flow (a lower limit only keeps new ones out).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from connector.errors import ConnectorError, Scope
 from connector.protocol.counts import COUNTS
@@ -25,18 +25,30 @@ class FlowLimitError(ConnectorError):
     scope = Scope.FLOW
 
 
+class FlowCount(Protocol):
+    """Counts flows of several processes. See `app/workers/flow_count.py`."""
+
+    def take(self, limit: int) -> bool:
+        """Count one more, unless `limit` (0: none) is reached."""
+
+    def release(self) -> None:
+        """Count one less."""
+
+
 class FlowLimiter:
     """Counts flows of the whole process, TCP and UDP together. A limit of 0 is none.
 
-    `fixed` is `--max-active-flows`; where it is given, configurations change nothing.
+    `fixed` is `--max-active-flows`; where it is given, configurations change nothing. `count` counts for all workers;
+    `active` stays this process's number.
     """
 
-    __slots__ = ("_fixed", "active", "limit")
+    __slots__ = ("_count", "_fixed", "active", "limit")
 
-    def __init__(self, fixed: int | None = None) -> None:
+    def __init__(self, fixed: int | None = None, count: FlowCount | None = None) -> None:
         self.limit = fixed or 0
         self.active = 0
         self._fixed = fixed is not None
+        self._count = count
 
     def configure(self, limit: int) -> None:
         """Take the limit of a configuration; flows that are open stay open."""
@@ -45,26 +57,35 @@ class FlowLimiter:
 
     def take_tcp(self) -> None:
         """Take a slot for a TCP flow. Errors: FlowLimitError."""
-        if self.limit and self.active >= self.limit:
+        if not self._take():
             COUNTS.add(_REFUSED, "tcp")
             raise FlowLimitError(
                 f"failed to start tcp flow due to rate limiting: {TOO_MANY_FLOWS}",
                 advice="The limit is maxActiveFlows of warp-routing, or --max-active-flows.",
             )
-        self.active += 1
 
     def take_udp(self) -> bool:
         """Take a slot for a UDP flow; False when there is none."""
-        if self.limit and self.active >= self.limit:
+        if not self._take():
             COUNTS.add(_REFUSED, "udp")
             return False
-        self.active += 1
         return True
 
     def release(self) -> None:
         """Give a slot back; exactly once for each that was taken."""
         assert self.active > 0
         self.active -= 1
+        if self._count is not None:
+            self._count.release()
+
+    def _take(self) -> bool:
+        if self._count is not None:
+            if not self._count.take(self.limit):
+                return False
+        elif self.limit and self.active >= self.limit:
+            return False
+        self.active += 1
+        return True
 
 
 class WarpRouting(NamedTuple):
@@ -92,8 +113,10 @@ class Flows:
 
     __slots__ = ("dns", "limiter", "warp")
 
-    def __init__(self, *, max_active_flows: int | None = None, dns: VirtualDns | None = None) -> None:
-        self.limiter = FlowLimiter(max_active_flows)
+    def __init__(
+        self, *, max_active_flows: int | None = None, dns: VirtualDns | None = None, count: FlowCount | None = None
+    ) -> None:
+        self.limiter = FlowLimiter(max_active_flows, count)
         self.warp = WarpRouting()
         self.dns = dns or VirtualDns()
 

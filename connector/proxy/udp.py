@@ -172,6 +172,7 @@ class PrivateNetwork:
         icmp: IcmpProxy | None = None,
         tracing: FlowTracing | None = None,
         on_event: OnEvent = lambda level, message, fields: None,
+        on_started: Callable[[UdpFlow], None] | None = None,
     ) -> None:
         self._flows = flows
         self._loop = loop
@@ -181,7 +182,12 @@ class PrivateNetwork:
         self._timer_at = 0.0
         self._wheel = IdleWheel(loop.time())
         self._shared = Shared(
-            open_origin=self._open, slots=flows.limiter, wheel=self._wheel, wake=self.wake, on_event=on_event
+            open_origin=self._open,
+            slots=flows.limiter,
+            wheel=self._wheel,
+            wake=self.wake,
+            on_event=on_event,
+            on_started=on_started,
         )
         if icmp is not None:
             icmp.start(self._wheel, self.wake, on_event, tracing)
@@ -200,6 +206,10 @@ class PrivateNetwork:
         else:
             end = DatagramsV2(self._shared, conn_index, icmp, self._tell_end)
         return LinkDatagrams(end, self._loop, self._icmp, self._tracing)
+
+    def moved_away(self, flow_id: bytes, began: float) -> bool:
+        """See Shared.moved_away."""
+        return self._shared.moved_away(flow_id, began)
 
     async def close(self) -> None:
         """End the timer and what looks for a resolver; flows ended with their links."""

@@ -15,7 +15,7 @@ import asyncio
 import errno
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TextIO
 
@@ -70,7 +70,7 @@ async def dial_quic(
     *,
     context: QuicContext,
     accept: Acceptor,
-    on_configuration: Callable[[int, bytes], tuple[int, str]] | None = None,
+    on_configuration: Callable[[int, bytes], tuple[int, str] | Awaitable[tuple[int, str]]] | None = None,
     rpc_handlers: RpcHandlers | None = None,
     on_datagram: Callable[[bytes], None] | None = None,
     datagrams: DatagramSink | None = None,

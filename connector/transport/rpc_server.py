@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
@@ -38,8 +38,11 @@ SESSIONS_UNSUPPORTED = "this connector serves no UDP sessions"
 class RpcHandlers(Protocol):
     """What the RPC methods do. Calls are synchronous; a ConnectorError becomes the RPC's error text."""
 
-    def update_configuration(self, version: int, config: bytes) -> tuple[int, str]:
-        """Put a configuration (JSON) in force; return the version in force afterwards and an error text or ``""``."""
+    def update_configuration(self, version: int, config: bytes) -> tuple[int, str] | Awaitable[tuple[int, str]]:
+        """Put a configuration (JSON) in force; return the version in force afterwards and an error text or ``""``.
+
+        What can be awaited gives the same later: other processes have to take the configuration too.
+        """
 
     def register_udp_session(
         self, session_id: bytes, address: bytes, port: int, idle_nanoseconds: int, trace: str
@@ -53,7 +56,7 @@ class RpcHandlers(Protocol):
 class ConfigurationOnly:
     """RpcHandlers of a connector without UDP sessions."""
 
-    def __init__(self, on_configuration: Callable[[int, bytes], tuple[int, str]]) -> None:
+    def __init__(self, on_configuration: Callable[[int, bytes], tuple[int, str] | Awaitable[tuple[int, str]]]) -> None:
         self.update_configuration = on_configuration
 
     def register_udp_session(
@@ -104,7 +107,8 @@ def _server_class() -> Any:
         async def updateConfiguration(self, version: int, config: Any, _context: Any, **_: Any) -> None:
             """Answer a push; a bad configuration is an answer too, never an exception."""
             with _counted("config", "update_configuration"):
-                applied, error = self._handlers.update_configuration(int(version), bytes(config))
+                answer = self._handlers.update_configuration(int(version), bytes(config))
+                applied, error = answer if isinstance(answer, tuple) else await answer
             result = _context.results.init("result")
             result.latestAppliedVersion = applied
             result.err = error

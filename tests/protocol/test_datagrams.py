@@ -89,7 +89,9 @@ class Rig:
         self.shared = Shared(
             open_origin=self._open, slots=self.slots, wheel=self.wheel, wake=lambda: None,
             on_event=lambda level, message, fields: self.events.append((level, message, fields)),
+            on_started=lambda flow: self.started.append((flow.flow_id, flow.began)),
         )  # fmt: skip
+        self.started: list[tuple[bytes, float]] = []
         self.links: list[Link] = []
 
     def _open(self, flow: UdpFlow) -> None:
@@ -142,6 +144,20 @@ def test_version_3_registers_answers_and_carries_both_ways() -> None:
     assert link.take() == [b"\x01" + ID + b"reply", b"\x01" + ID]
     assert origin.flow.active_at == 3.5
     assert (rig.slots.taken, rig.wheel.size, end.flows) == (1, 1, 1)
+
+
+def test_a_flow_that_began_anew_in_another_process_ends_here() -> None:
+    here, there = Rig(), Rig()
+    here.v3().receive(registration(), 1.0)
+    here.v3(1).receive(registration(), 2.0)  # moves within the process: nothing new
+    assert here.started == [(ID, 1.0)]
+    assert not there.shared.moved_away(*here.started[0])
+    there.v3().receive(registration(), 3.0)
+    assert not there.shared.moved_away(*here.started[0])  # older news than its own
+    assert here.shared.moved_away(*there.started[0])
+    assert here.origins[0].closed
+    assert (here.slots.taken, there.slots.taken) == (0, 1)
+    assert ID in there.shared.flows
 
 
 def test_version_3_retry_and_migration() -> None:
