@@ -66,6 +66,8 @@ class WorkerLog(LogOutput):
     def listen(self, listener: Listener | None) -> None:
         """See LogOutput: the leading process sends the events of all."""
         self._listener = listener
+        if listener is not None:
+            self.set_threshold(0)  # the leading process says so too, but the next line may be this one's
         if self._pipe is not None:
             self._pipe.send(say.Listen(self.actor if listener is not None else ""))
 
