@@ -285,7 +285,7 @@ class Http2Session(asyncio.Protocol):
             return
         if self._leaving:
             self._close()
-        elif self._timer is None and self._origins.pool.settings.keep_alive_timeout:
+        elif self._timer is None and self._origins.pool.settings.keep_alive_timeout > 0:
             self._timer = self._loop.call_later(self._origins.pool.settings.keep_alive_timeout, self.close_when_idle)
 
     def _close(self) -> None:

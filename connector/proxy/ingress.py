@@ -72,9 +72,11 @@ def build_ingress(document: Document, version: int, base: OriginSettings = USUAL
         )
         if value is not UNSET
     }
-    if not document.ingress:
-        return Ingress(version, DEFAULT_INGRESS.rules, warp_routing, defaults=defaults)
     warnings: list[str] = []
+    if warp_routing.get("connectTimeout", 0) < 0:
+        warnings.append(f"warp-routing.connectTimeout: {_PAST.format(warp_routing['connectTimeout'])}")
+    if not document.ingress:
+        return Ingress(version, DEFAULT_INGRESS.rules, warp_routing, tuple(warnings), defaults)
     count = len(document.ingress)
     rules = tuple(_rule(rule, number, count, defaults, warnings) for number, rule in enumerate(document.ingress))
     return Ingress(version, rules, warp_routing, tuple(warnings), defaults)
@@ -144,6 +146,9 @@ def _check_hostname(source: RuleDocument, number: int, count: int) -> None:
         )
 
 
+_PAST: Final = "{:g} s are over before they begin; every connection will fail"
+
+
 def _doubts(rule: Rule) -> list[str]:
     """Return what cloudflared accepts although it cannot work, or does not do what it seems to."""
     found = []
@@ -160,6 +165,9 @@ def _doubts(rule: Rule) -> list[str]:
     ):
         if not re.fullmatch(r"[!-~]*", value):
             found.append(f"originRequest.{key}: {value!r} is not a host name; every request will fail")
+    for key, seconds in (("connectTimeout", settings.connect_timeout), ("tlsTimeout", settings.tls_timeout)):
+        if seconds < 0 and rule.service.kind not in {ServiceKind.STATUS, ServiceKind.HELLO}:
+            found.append(f"originRequest.{key}: {_PAST.format(seconds)}")
     if rule.access.required and not rule.access.audience:
         found.append("originRequest.access: no audTag, so nobody is let in")
     if rule.service.kind is ServiceKind.SOCKS and not rule.ip_rules:

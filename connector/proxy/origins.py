@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import select
 import socket
 import ssl
@@ -296,7 +297,7 @@ class OriginPool:
         connection.idle_since = self._loop.time()
         self._idle.setdefault(connection.key, []).append(connection)
         self._idle_count += 1
-        if self._timer is None and self.settings.keep_alive_timeout:
+        if self._timer is None and self.settings.keep_alive_timeout > 0:  # Go: 0 and less mean no limit
             self._timer = self._loop.call_at(connection.idle_since + self.settings.keep_alive_timeout, self._expire)
 
     def close(self) -> None:
@@ -542,7 +543,7 @@ class OriginPool:
             tried.append(label)
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        period = int(self.settings.tcp_keep_alive) or 15  # Go: 0 means 15 s, below 0 off
+        period = math.ceil(self.settings.tcp_keep_alive) or 15  # Go: 0 means 15 s, below 0 off
         if period > 0:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):

@@ -81,6 +81,28 @@ def test_idle_connections_expire(on_loop: Runner) -> None:
     on_loop(main())
 
 
+@pytest.mark.parametrize("seconds", [0, -1])
+def test_idle_connections_stay_without_a_limit(on_loop: Runner, seconds: int) -> None:
+    async def main() -> None:
+        async with RawOrigin(answering(OK)) as origin, rig(origin.url, {"keepAliveTimeout": seconds}) as it:
+            assert await it.open().whole() == b"ok"
+            assert it.pool()._timer is None
+            assert await it.open().whole() == b"ok"
+            assert it.pool().dialled == 1
+
+    on_loop(main())
+
+
+def test_a_negative_connect_timeout_is_over_at_once(on_loop: Runner) -> None:
+    async def main() -> None:
+        async with RawOrigin(answering(OK)) as origin, rig(origin.url, {"connectTimeout": -1}) as it:
+            port = it.open()
+            assert await port.head() == 502
+            assert it.failures()[0]["cause"] == "timeout"
+
+    on_loop(main())
+
+
 def test_a_stale_connection_is_replaced_unseen(on_loop: Runner) -> None:
     async def script(connection: RawConnection) -> None:
         await connection.read_request()

@@ -185,6 +185,8 @@ DOUBTFUL: list[tuple[dict[str, Any], str]] = [
     ({"service": "http://h", "originRequest": {"access": {"required": True, "teamName": "t"}}}, "nobody is let in"),
     ({"service": "http://h", "hostname": "*.bücher.de"}, r"browsers send \*.xn--bcher-kva.de"),
     ({"service": "http://h", "hostname": "*foo"}, "matches only itself"),
+    ({"service": "tcp://h:1", "originRequest": {"connectTimeout": -1}}, "connectTimeout: -1 s are over before"),
+    ({"service": "http://h", "originRequest": {"tlsTimeout": -1}}, "tlsTimeout: -1 s are over before"),
 ]
 
 
@@ -194,6 +196,13 @@ def test_what_cloudflared_takes_but_cannot_work_is_warned_about(rule: dict[str, 
     ingress = parse_remote_config(1, {"ingress": entries})
     assert len(ingress.warnings) == 1
     assert re.search(words, ingress.warnings[0])
+
+
+def test_a_negative_limit_of_private_flows_is_warned_about() -> None:
+    ingress = parse_remote_config(1, {"warp-routing": {"connectTimeout": -1}})
+    assert ingress.warnings == (
+        "warp-routing.connectTimeout: -1 s are over before they begin; every connection will fail",
+    )
 
 
 def test_a_socks_proxy_obeys_its_own_rules_only() -> None:
