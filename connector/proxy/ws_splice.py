@@ -11,7 +11,8 @@ more, only others are looked at frame by frame. Measured with `tests/benchmarks/
 `len` per chunk. The eyeball's direction stays unread but on streams that ask for keep-alive.
 
 An origin that speaks something else than WebSocket after its 101 is noticed by its first impossible header; it gets
-no Close and no PING, and is cut as before.
+no Close and no PING, and is cut as before. So is an eyeball that floods a watched stream with frames of a few bytes
+(`limits.WS_WATCHED_FRAMES`): its stream is a plain byte pipe from then on, which costs nothing per frame.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import Final
 
 from connector.protocol.ports import Buffer, StreamPort
+from connector.proxy import limits
 from connector.proxy.origins import OriginConnection
 from connector.proxy.splice import DrainQueue, Splice
 from connector.proxy.ws_pings import PARTS, PingClock
@@ -108,13 +110,17 @@ class KeptAliveSplice(WebSocketSplice):
         clock: PingClock,
     ) -> None:
         super().__init__(port, connection, drains, done)
-        self._pongs = PongFilter()
+        self._pongs = PongFilter(self._budget(clock))
         self._pings = 0
         self._idle = 0
         self._edge_full = False
         self._clock = clock
         self.data_received = self._from_origin_moving
         clock.add(self)
+
+    @staticmethod
+    def _budget(clock: PingClock) -> int:
+        return int(limits.WS_WATCHED_FRAMES * clock.interval / PARTS) + 1
 
     def _from_origin_moving(self, data: Buffer) -> None:
         self._idle = 0
@@ -165,6 +171,9 @@ class KeptAliveSplice(WebSocketSplice):
     def tick(self) -> None:
         """One part of the interval has passed (PingClock)."""
         self._idle += 1
+        if self._pongs.lost:
+            return
+        self._pongs.budget = self._budget(self._clock)
         frames = self._frames
         if self._idle <= PARTS or frames.left or frames.closed or self._said or self._edge_full or self._origin_ended:
             return

@@ -155,13 +155,15 @@ class FrameFollower:
 class PongFilter:
     """The eyeball's direction of a WebSocket whose eyeball is pinged: takes the answers to our PINGs out.
 
-    `token` is the payload of the PING that awaits its PONG, empty when none does.
+    `token` is the payload of the PING that awaits its PONG, empty when none does. `budget` is how many more frames may
+    be looked at before the stream passes unseen, for good; the caller fills it up from time to time.
     """
 
-    __slots__ = ("_held", "_left", "token")
+    __slots__ = ("_held", "_left", "budget", "token")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: int = 1 << 62) -> None:
         self.token = b""
+        self.budget = budget
         self._held = b""
         self._left = 0
 
@@ -178,6 +180,11 @@ class PongFilter:
         self._held = b""
         return self._cut(joined, left)
 
+    @property
+    def lost(self) -> bool:
+        """Whether frames are not followed any more: the bytes made no sense, or there were too many."""
+        return self._left > LOST >> 1
+
     def rest(self) -> bytes:
         """Return what is held back: the stream ends here."""
         held, self._held = self._held, b""
@@ -188,9 +195,11 @@ class PongFilter:
         end = len(data)
         kept: list[bytes] = []
         begin = 0
+        budget = self.budget
         while at < end:
             size = _measure(data, at, end, True)
-            if size < 0:
+            budget -= 1
+            if size < 0 or budget < 0:
                 self._left = LOST
                 break
             suspect = bool(token) and data[at] == (_FIN | PONG)
@@ -207,6 +216,7 @@ class PongFilter:
             at += size
         else:
             self._left = at - end
+        self.budget = budget
         if not kept and not begin:
             return data[:end]
         kept.append(data[begin:end])

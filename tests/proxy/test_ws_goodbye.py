@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from connector.proxy import limits
 from connector.proxy.ingress import OriginSettings
 from tests.proxy.conftest import Runner
 from tests.proxy.rig import Rig, rig
@@ -203,6 +204,25 @@ def test_the_pong_may_come_in_pieces_and_among_others(on_loop: Runner) -> None:
             port.send_eof()
             await port.whole()
             await until(lambda: connection.received.endswith(expected + frame(10, b"whatever")[:5]))
+
+    on_loop(main())
+
+
+def test_a_flood_of_tiny_frames_is_not_looked_at_for_long(on_loop: Runner) -> None:
+    async def main() -> None:
+        speaker = Speaker()
+        async with RawOrigin(speaker) as origin, rig(origin.url, KEEP) as it:
+            port = await opened(it, speaker)
+            [listener] = it.dispatcher._clocks.get(1)._listeners
+            flood = frame(2, b"") * (limits.WS_WATCHED_FRAMES // 8 + 2)
+            await port.send_all(flood)
+            connection = speaker.connection
+            assert connection is not None
+            await until(lambda: len(connection.received.partition(b"\r\n\r\n")[2]) == len(flood))
+            for _ in range(30):
+                listener.tick()
+            assert pings(port) == []
+            port.peer_reset()
 
     on_loop(main())
 
