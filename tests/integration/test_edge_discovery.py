@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from connector.protocol.protocol_choice import FEATURE_RECORD
+from tests.integration.test_private_network import ask, udp_origin
 from tests.support.aio import run, until
 from tests.support.dns_server import Zone
 from tests.support.dns_thread import dns_server
@@ -34,10 +37,12 @@ def edge_everywhere(tmp_path: Path) -> Iterator[tuple[Child, Event, int]]:
         yield edge, listening, int(listening["edge"].rpartition(":")[2])
 
 
-def start(tmp_path: Path, dns_port: int, *args: str, ca: str, env: dict[str, str] | None = None) -> Child:
+def start(
+    tmp_path: Path, dns_port: int, *args: str, ca: str, env: dict[str, str] | None = None, protocol: str = "http2"
+) -> Child:
     command = (*(sys.executable, "-m", "tests.support.run_with_dns", str(dns_port)), *args)
     return Child(
-        *(*command, "run", "--output", "json", "--cacert", ca, "--protocol", "http2"),
+        *(*command, "run", "--output", "json", "--cacert", ca, "--protocol", protocol),
         env={"TUNNEL_TOKEN": edge_token(tmp_path), **(env or {})},
     )
 
@@ -53,6 +58,28 @@ def test_a_token_alone_leads_to_four_connections_over_both_regions(tmp_path: Pat
                 edge.event("unregistered")
             assert child.wait() == 0
         assert ("udp", *SRV) in dns.questions
+
+
+def test_the_record_of_features_turns_datagrams_of_version_3_on(tmp_path: Path) -> None:
+    with (
+        udp_origin() as origin,
+        dev_edge(
+            tmp_path, "--ingress", "http_status:204", "--listen", "0.0.0.0:0", "--udp", f"127.0.0.1:0={origin}"
+        ) as (edge, listening),
+    ):
+        record = '"{\\"dv3_2\\":100}"'
+        here = {("one.test", "A"): ["127.0.0.1"], ("two.test", "A"): ["127.0.0.1"]}  # where UDP is answered from
+        answers = {**zone(int(listening["edge"].rpartition(":")[2])), **here, (FEATURE_RECORD, "TXT"): [record]}
+        args = ("tunnel", "--ha-connections", "1")
+        with dns_server(answers) as dns, start(tmp_path, dns.port, *args, ca=listening["ca"], protocol="quic"):
+            announced = edge.event("registered")["features"]
+            assert "support_datagram_v3_2" in announced
+            forward = next(event for event in edge.events if event["event"] == "forward")
+            host, _, port = forward["listen"].rpartition(":")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.connect((host, int(port)))
+                assert ask(client, b"hello") == b"HELLO"
+        assert ("udp", FEATURE_RECORD, "TXT") in dns.questions
 
 
 def test_a_region_has_its_own_record(tmp_path: Path) -> None:
