@@ -10,6 +10,7 @@ types instead of being converted first.
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 from typing import Any, Final
@@ -97,17 +98,67 @@ def read_yaml(data: bytes, name: str) -> YamlFile:
 
 def _compose(data: bytes) -> Node:
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
+    open_anchors: list[str | None] = []
+    tags: dict[int, str] = {}
     for event in yaml.parse(data, Loader=loader):
         if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
+            open_anchors.append(event.anchor)
+            if len(open_anchors) > MAX_DEPTH:
                 raise yaml.YAMLError(f"nested more than {MAX_DEPTH} levels deep")
         elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+            open_anchors.pop()
+        elif isinstance(event, yaml.AliasEvent) and event.anchor in open_anchors:
+            raise yaml.YAMLError(f"anchor '{event.anchor}' value contains itself")
+        elif isinstance(event, yaml.ScalarEvent) and event.tag is not None:
+            tags[event.start_mark.index] = event.tag
+        elif isinstance(event, yaml.DocumentStartEvent) and (event.version or (1, 1)) != (1, 1):
+            raise yaml.YAMLError("found incompatible YAML document")
         elif isinstance(event, yaml.DocumentEndEvent):
             break  # further documents do not matter
-    return next(yaml.compose_all(data, Loader=loader), None)
+    root = next(yaml.compose_all(data, Loader=loader), None)
+    if tags:
+        _apply_tags(root, tags)
+    return root
+
+
+_TAG: Final = "tag:yaml.org,2002:"
+
+
+def _apply_tags(root: Node, tags: dict[int, str]) -> None:
+    """Give scalars the style that `resolve` reads as their explicit tag asks for. Errors: yaml.YAMLError."""
+    seen: set[int] = set()
+    queue = [root]
+    while queue:
+        node = queue.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            queue.extend(part for pair in node.value for part in pair)
+        elif isinstance(node, yaml.SequenceNode):
+            queue.extend(node.value)
+        elif (tag := tags.get(node.start_mark.index, "")).startswith(_TAG):
+            _apply_tag(node, tag.removeprefix(_TAG))
+
+
+def _apply_tag(node: Node, name: str) -> None:
+    if name == "str":
+        node.style = '"'
+    elif name == "binary":
+        try:
+            node.value = base64.b64decode("".join(node.value.splitlines()), validate=True).decode("utf-8", "replace")
+        except ValueError:
+            raise yaml.YAMLError("!!binary value contains invalid base64 data") from None
+        node.style = '"'
+    elif name in _NAMED:
+        node.style = None
+        value = resolve(node)
+        found = {bool: "bool", int: "int", float: "float", str: "str"}.get(type(value), "null")
+        if name != found and (name, found) != ("float", "int"):
+            raise yaml.YAMLError(f"cannot decode !!{found} `{node.value}` as a !!{name}")
+
+
+_NAMED: Final = frozenset(("bool", "int", "float", "null"))
 
 
 def _yaml_words(error: yaml.YAMLError) -> str:
@@ -195,8 +246,11 @@ class _Walk:
         before = len(self.errors)
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
                 self.errors.append(f'line {line}: mapping key "{key.value}" already defined at line {seen[key.value]}')
+            seen.setdefault(key.value, line)
         if len(self.errors) > before:
             return []
         pairs: dict[str, tuple[str, int, Node]] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -68,9 +68,12 @@ def parse_url(text: str) -> GoUrl:
         raise UrlError(f"parse {_quoted(without_userinfo(text))}: {error}") from None
 
 
+_ESCAPES: Final = dict(zip("\a\b\f\n\r\t\v", ("\\a", "\\b", "\\f", "\\n", "\\r", "\\t", "\\v"), strict=True))
+
+
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped) + '"'
+    return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda it: _ESCAPES.get(it[0], f"\\x{ord(it[0]):02x}"), escaped) + '"'
 
 
 def without_userinfo(text: str) -> str:
