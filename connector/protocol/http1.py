@@ -40,7 +40,9 @@ _FOLD = re.compile(rb"[ \t]*\r?\n[ \t]+")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _REPEATED_LENGTH = re.compile(rb"\r\nContent-Length:[ \t]*([0-9]+)[ \t]*(?=\r\n)", re.IGNORECASE)
 _CONTROL_BYTES = bytes([*range(9), *range(10, 32), 127])
-_UNSAFE_TARGET = re.compile(rb"[^!\"$-~]")
+_UNSAFE_QUERY = re.compile(rb"[^!\"$-~]")
+_UNSAFE_PATH = re.compile(rb"[^!$-;=@-Z\[\]_a-z~]")
+_UNSAFE_TARGET = re.compile(rb"[^!\"$-~]|^[^?]*?[\"<>\\^`{|}]")
 _by_name = itemgetter(0)
 
 # Names that the encoder writes itself, or that mean something to this hop only.
@@ -68,13 +70,19 @@ def _checked_name(name: bytes) -> bytes:
 def encode_target(target: bytes) -> bytes:
     """Return `target` as it may stand in a request line; bytes that may not are percent-encoded.
 
+    Browsers leave `|` and `^` in paths, and some servers (Tomcat) answer 400 to them; with queries all are less strict.
     Errors: OriginProtocolError for an empty one or one with control characters.
     """
     if not _UNSAFE_TARGET.search(target) and target:
         return target
     if not target or target.translate(None, _CONTROL_BYTES + b"\t") != target:
         raise OriginProtocolError(f"the request has an invalid path {show(target)}")
-    return _UNSAFE_TARGET.sub(lambda found: b"%%%02X" % found[0][0], target)
+    path, mark, query = target.partition(b"?")
+    return _UNSAFE_PATH.sub(_percent, path) + mark + _UNSAFE_QUERY.sub(_percent, query)
+
+
+def _percent(found: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % found[0][0]
 
 
 class OwnFields:

@@ -34,6 +34,7 @@ from h2.exceptions import H2Error, ProtocolError
 from h2.settings import SettingCodes, Settings
 
 from connector.errors import OriginError, OriginProtocolError
+from connector.protocol.http1 import encode_target
 from connector.protocol.ports import Buffer, Headers, Request, StreamPort
 from connector.proxy import limits
 from connector.proxy.exchange import Owner
@@ -398,7 +399,7 @@ class Http2Exchange(HttpExchange):
         try:
             headers = self._fields(size)
             self._stream = session.open(self, headers, end=ended)
-        except H2Error as error:
+        except (H2Error, OriginProtocolError) as error:
             self._fail(BadRequestError(f"the request cannot be passed on over HTTP/2: {error}"))
             return
         self._session = session
@@ -413,7 +414,7 @@ class Http2Exchange(HttpExchange):
             (b":method", request.method),
             (b":scheme", b"https"),
             (b":authority", host),
-            (b":path", request.target),
+            (b":path", encode_target(request.target)),
         ]
         if self.route.rule.settings.http_host_header:
             own = own.plus((b"X-Forwarded-Host", request.host))

@@ -98,6 +98,20 @@ FILES = [
     "ingress:\n - service: http_status:0404\n",
     "ingress:\n - service: http_status:+404\n",
     "ingress:\n - service: http_status: 404\n",
+    "a: &a\n  b: *a\ningress:\n" + LAST,
+    "a: &a [*a]\ningress:\n" + LAST,
+    "ingress:\n  - service: http_status:404\n    originRequest: {noTLSVerify: true, noTLSVerify: false}\n",
+    "ingress:\n  - service: !!binary aHR0cDovL2g=\n",
+    "ingress:\n  - service: !!null x\n",
+    "ingress:\n  - service: http_status:404\n    originRequest: {noTLSVerify: !!str true}\n",
+    "ingress:\n  - service: http_status:404\n    originRequest: {noTLSVerify: !!bool 'true'}\n",
+    "ingress:\n  - service: http_status:404\n    originRequest: {keepAliveConnections: !!int '5'}\n",
+    "%YAML 1.2\n---\ningress:\n" + LAST,
+    "ingress:\r\n  - service: http_status:404\r\n",
+    "--- \ningress:\n" + LAST + "...\n",
+    "ingress:\n  - hostname: '*'\n    path: /x\n    service: http://h\n" + LAST,
+    "ingress:\n  - path: /x\n    service: http://h\n",
+    'ingress:\n  - service: "http://h\\n"\n',
 ]
 SETTINGS = {
     "connectTimeout": [

@@ -1,4 +1,4 @@
-"""`ingress validate` and `ingress rule` answer as cloudflared does: 744 configurations and requests, recorded from it.
+"""`ingress validate` and `ingress rule` answer as cloudflared does: 757 configurations and requests, recorded from it.
 
 With CLOUDFLARED set the recording itself is checked against that program.
 """

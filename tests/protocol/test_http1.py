@@ -293,6 +293,9 @@ def test_targets_pass_unchanged_or_are_escaped() -> None:
     assert encode_target(plain) is plain
     assert encode_target(b"*") == b"*"
     assert encode_target(b"/a b\xc3\xa9#c") == b"/a%20b%C3%A9%23c"
+    assert encode_target(b"/[a]{b}|\\^`\"<%2f%zz>'?q={b}|\\^`\"<>'") == (
+        b"/[a]%7Bb%7D%7C%5C%5E%60%22%3C%2f%zz%3E'?q={b}|\\^`\"<>'"
+    )
 
 
 def test_a_chunk() -> None:
