@@ -109,7 +109,7 @@ def _compose(data: bytes) -> Node:
             open_anchors.pop()
         elif isinstance(event, yaml.AliasEvent) and event.anchor in open_anchors:
             raise yaml.YAMLError(f"anchor '{event.anchor}' value contains itself")
-        elif isinstance(event, yaml.ScalarEvent) and event.tag is not None:
+        elif isinstance(event, yaml.ScalarEvent) and event.tag is not None and event.start_mark is not None:
             tags[event.start_mark.index] = event.tag
         elif isinstance(event, yaml.DocumentStartEvent) and (event.version or (1, 1)) != (1, 1):
             raise yaml.YAMLError("found incompatible YAML document")
