@@ -285,12 +285,15 @@ class Table:
             fields = {
                 "area": case.area, "case": case.name, "protocol": protocol, "verdict": verdict, "expected": expected,
                 "came": came, "seconds": round(seconds, 2),
+                **({"note": case.note} if case.note and verdict != "pass" else {}),
             }  # fmt: skip
             print(json.dumps(fields, ensure_ascii=False), flush=True)
             return
         print(f"{case.area:14} {protocol:8} {verdict:7} {seconds:7.1f}  {case.name}", flush=True)
         if verdict != "pass":
             print(f"{'':33} expected {expected[:300]}\n{'':33} came     {came[:300]}", flush=True)
+            if case.note:
+                print(f"{'':33} known    {case.note}", flush=True)
             if self._verbose and output:
                 print("\n".join(f"{'':33} | {line[:200]}" for line in output.splitlines()), flush=True)
 

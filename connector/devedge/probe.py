@@ -115,6 +115,10 @@ class Origin:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly this")
             await writer.drain()
             return False
+        elif path == "/cut-late":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + BLOCK * 4)
+            await writer.drain()
+            return False
         elif path == "/garbage":
             writer.write(b"this is no HTTP\r\n\r\n")
             await writer.drain()
