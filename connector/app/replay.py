@@ -1,10 +1,10 @@
 """`connector replay FILE --to URL`: a capture's requests, sent again, their answers compared.
 
 Owns: the client, the order and the verdicts. In: argv, a capture. Out: a table; exit status 1 when an answer differs.
-Never: sends what was masked (a masked header is left out, and said); sends two requests at a time.
+Never: sends a masked header (it is left out, and said); does two things at a time.
 
-*Strategy*: deterministic: the streams in the order in which they were opened, one after the other; of a WebSocket the
-visitor's frames, each after as many frames of the origin as preceded it in the capture.
+*Strategy*: deterministic: requests, WebSocket openings, messages and ends in the order of the capture, one after the
+other, each when what it waited for then is there now: a request's answer, as many messages as came before it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
+from connector.app.replay_websocket import SECONDS, Conversation, Step, differs
 from connector.errors import ConfigError, ConnectorError, UsageError
 from connector.inspector.capture import CapturedStream, CaptureModel, read_capture
 from connector.inspector.capture_commands import row_of
 from connector.inspector.filters import parse_filter
 
 MASK = "[redacted]"
-SECONDS = 30.0
-"""Limit of one request, and of the wait for one frame."""
-
 LARGEST_ANSWER = 16 * 1024 * 1024
 
 _LEFT_OUT = frozenset((
@@ -46,6 +44,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--filter", default="", metavar="EXPR", help="only these streams")
     parser.add_argument("--header", action="append", default=[], metavar="NAME: VALUE", help="set on every request")
     parser.add_argument("--host", metavar="NAME", help="the Host of every request (default: as captured)")
+    parser.add_argument("--mqtt-user", metavar="NAME", help="user name of every MQTT session")
+    parser.add_argument("--mqtt-password-file", metavar="FILE", help="file with their password: captures mask it")
     parser.add_argument("file", metavar="FILE")
     args = parser.parse_args(argv)
     try:
@@ -78,6 +78,8 @@ class _Replay:
             except OSError as error:
                 raise ConfigError(f"--cacert {args.cacert}: {error.strerror or error}") from None
             self.tls.check_hostname = False  # the Host is the capture's, the address is --to
+        self.user: str | None = args.mqtt_user
+        self.password = _password(args.mqtt_password_file)
         self.extra: dict[str, str] = {}
         for text in args.header:
             name, colon, value = text.partition(":")
@@ -88,26 +90,50 @@ class _Replay:
     async def run(self, streams: list[CapturedStream]) -> int:
         import aiohttp  # noqa: PLC0415 - slow to import
 
-        different = 0
-        timeout = aiohttp.ClientTimeout(total=SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout, auto_decompress=True) as session:
-            for stream in streams:
-                kind = stream.open.get("kind")
-                label = f"{stream.open.get('id'):>5} {stream.open.get('method'):6} {stream.open.get('target')}"
+        verdicts: dict[int, list[str]] = {}
+        talks: dict[int, Conversation] = {}
+        failures = (aiohttp.ClientError, TimeoutError, OSError)
+        async with aiohttp.ClientSession(auto_decompress=True) as session:
+            for number, step in _schedule(streams):
+                stream = streams[number]
+                if number in verdicts:
+                    continue
                 try:
-                    if kind == "http":
-                        problems = await self._http(session, stream)
-                    elif kind == "websocket":
-                        problems = await self._websocket(session, stream)
+                    if isinstance(step, Step):
+                        await talks[number].send(step)
+                    elif step == "end":
+                        await talks[number].finish()
+                        verdicts[number] = talks[number].problems
+                    elif stream.open.get("kind") == "http":
+                        verdicts[number] = await self._http(session, stream)
                     else:
-                        print(f"{label}: left out, {kind} streams cannot be sent again")
-                        continue
-                except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                    problems = [f"{type(error).__name__}: {error}"]
-                different += bool(problems)
-                print(f"{label}: {'; '.join(problems) if problems else 'same answer'}", flush=True)
-        print(f"{len(streams)} streams, {different} with another answer")
+                        talk = talks[number] = Conversation(stream, self.user, self.password)
+                        await self._open(session, stream, talk)
+                except aiohttp.WSServerHandshakeError as error:
+                    expected = int(stream.head.get("status", 0))
+                    same = error.status == expected
+                    verdicts[number] = [] if same else [f"status {error.status} instead of {expected}"]
+                except failures as error:
+                    verdicts[number] = [f"{type(error).__name__}: {error}"]
+                    if number in talks:
+                        await talks[number].finish()
+                if number in verdicts:
+                    self._tell(stream, verdicts[number], talks.get(number))
+        different = sum(bool(problems) for problems in verdicts.values())
+        for stream in streams:
+            if stream.open.get("kind") not in {"http", "websocket"}:
+                print(f"{_name(stream)}: left out, {stream.open.get('kind')} streams cannot be sent again")
+        print(f"{len(verdicts)} streams, {different} with another answer")
         return 1 if different else 0
+
+    def _tell(self, stream: CapturedStream, problems: list[str], talk: Conversation | None) -> None:
+        counts = ""
+        if talk is not None:
+            words = "packets" if talk.is_mqtt else "messages"
+            counts = f" ({talk.sent} of {len(talk.steps)} sent, {len(talk.expected)} {words} expected)"
+            for note in dict.fromkeys(talk.notes):
+                print(f"      {note}")
+        print(f"{_name(stream)}: {'; '.join(problems) if problems else 'same answer'}{counts}", flush=True)
 
     def _headers(self, stream: CapturedStream) -> dict[str, str]:
         headers: dict[str, str] = {}
@@ -130,11 +156,13 @@ class _Replay:
         body = stream.bodies[0]
         if stream.body_fields[0].get("truncated"):
             return [f"its body was not kept whole ({len(body)} bytes of {stream.body_fields[0].get('size')})"]
+        import aiohttp  # noqa: PLC0415 - slow to import
         from yarl import URL  # noqa: PLC0415 - aiohttp's own
 
         async with session.request(
             stream.open.get("method"), URL(self.base + str(stream.open.get("target")), encoded=True),
             headers=self._headers(stream), data=body or None, ssl=self.tls, allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=SECONDS),
         ) as response:  # fmt: skip
             answer = await response.content.read(LARGEST_ANSWER)
         problems = []
@@ -148,50 +176,49 @@ class _Replay:
                 problems.append(f"{name} {response.headers.get(name, 'missing')!r} instead of {wanted!r}")
         return problems
 
-    async def _websocket(self, session: Any, stream: CapturedStream) -> list[str]:
+    async def _open(self, session: Any, stream: CapturedStream, talk: Conversation) -> None:
         protocols = next(
             (value for name, value in stream.open.get("headers", []) if name.lower() == "sec-websocket-protocol"), ""
         )
-        url = self.base + str(stream.open.get("target"))
-        problems: list[str] = []
-        async with session.ws_connect(
-            url, headers=self._headers(stream), ssl=self.tls, autoping=False, autoclose=False,
-            protocols=[part.strip() for part in protocols.split(",") if part.strip()],
-        ) as socket:  # fmt: skip
-            count = 0
-            for item in stream.frames:
-                opcode, way = item.fields.get("opcode"), item.fields.get("way")
-                if opcode == 8:
-                    break
-                if not way:
-                    if not item.fields.get("fin", True) or item.fields.get("length") != len(item.payload):
-                        return [*problems, "a frame of the capture is in pieces or cut, the rest is not sent"]
-                    send = socket.send_str if opcode == 1 else socket.ping if opcode == 9 else socket.send_bytes
-                    if opcode in {1, 2, 9}:
-                        await send(item.payload.decode("utf-8", "replace") if opcode == 1 else item.payload)
-                    continue
-                async with asyncio.timeout(SECONDS):
-                    message = await socket.receive()
-                count += 1
-                data = message.data.encode() if isinstance(message.data, str) else message.data
-                if not isinstance(data, bytes | bytearray):
-                    return [*problems, f"it ended at frame {count} of the origin"]
-                if _differs(item.payload, bytes(data)):
-                    problems.append(f"frame {count} of the origin differs")
-        return problems
+        async with asyncio.timeout(SECONDS):
+            await talk.open(
+                session, self.base + str(stream.open.get("target")), self._headers(stream), self.tls,
+                [part.strip() for part in protocols.split(",") if part.strip()],
+            )  # fmt: skip
+
+
+def _name(stream: CapturedStream) -> str:
+    return f"{stream.open.get('id'):>5} {stream.open.get('method'):6} {stream.open.get('target')}"
+
+
+def _schedule(streams: list[CapturedStream]) -> list[tuple[int, Step | str]]:
+    """Return what is to be done in the order of the capture: (stream, "open" | a message | "end")."""
+    found: list[tuple[int, float, int, int, Step | str]] = []
+    for number, stream in enumerate(streams):
+        kind, start = stream.open.get("kind"), float(stream.open.get("at", 0.0))
+        if kind not in {"http", "websocket"}:
+            continue
+        found.append((stream.session, start, len(found), number, "open"))
+        if kind == "websocket":
+            steps = Conversation(stream, None, None).steps
+            found += [(stream.session, step.at, len(found) + at, number, step) for at, step in enumerate(steps)]
+            last = max(float(stream.end.get("at", 0.0)), start, *(step.at for step in steps))
+            found.append((stream.session, last if stream.end else float("inf"), len(found), number, "end"))
+    return [(number, step) for _, _, _, number, step in sorted(found, key=lambda entry: entry[:3])]
+
+
+def _password(name: str | None) -> bytes | None:
+    if name is None:
+        return None
+    try:
+        with open(name, "rb") as file:
+            return file.read(65_535).rstrip(b"\r\n")
+    except OSError as error:
+        raise ConfigError(f"--mqtt-password-file {name}: {error.strerror or error}") from None
 
 
 def _compare_bodies(stream: CapturedStream, answer: bytes) -> list[str]:
     kept = stream.bodies[1]
     truncated = stream.body_fields[1].get("truncated")
     compared = answer[: len(kept)] if truncated else answer
-    return ["another body"] if _differs(kept, compared) else []
-
-
-def _differs(captured: bytes, found: bytes) -> bool:
-    """Compare, passing over what is masked in the capture."""
-    if captured == found:
-        return False
-    if b"*" not in captured or len(captured) != len(found):
-        return True
-    return any(mine not in (theirs, 42) for mine, theirs in zip(captured, found, strict=True))
+    return ["another body"] if differs(kept, compared) else []

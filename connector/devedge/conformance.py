@@ -114,14 +114,14 @@ async def run_cases(command: list[str], protocol: str, cases: list[Case], table:
         except Mismatch as error:
             for case in shared:
                 if (case, protocol) not in table.done:
-                    table.add(case, protocol, "FAIL", error.expected, error.came, 0.0)
+                    table.add(case, protocol, "FAIL", error.expected, error.came, 0.0, error.output)
     for case in wanted:
         if case.own:
             try:
                 async with rig(command, protocol, faults=case.faults, wait=not case.refused) as own:
                     await _judge(case, protocol, own, table)
             except Mismatch as error:
-                table.add(case, protocol, "FAIL", error.expected, error.came, 0.0)
+                table.add(case, protocol, "FAIL", error.expected, error.came, 0.0, error.output)
 
 
 async def _judge(case: Case, protocol: str, at: ProcessRig, table: Table) -> None:
@@ -240,12 +240,20 @@ async def rig(
                 reading = asyncio.create_task(made.read(), name="connector output")
                 try:
                     if wait:
-                        await made.event("registered")
-                        await made.event("configuration")
+                        await _started(made)
                     yield made
                 finally:
                     await _end(made.process)
                     await reading
+
+
+async def _started(made: ProcessRig) -> None:
+    try:
+        await made.event("registered")
+        await made.event("configuration")
+    except Mismatch as error:
+        error.output = made.tail()
+        raise
 
 
 def _fill(word: str, values: dict[str, str]) -> str:

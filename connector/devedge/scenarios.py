@@ -27,6 +27,8 @@ class Mismatch(Exception):
         super().__init__(f"{expected} / {came}")
         self.expected = str(expected)
         self.came = str(came)
+        self.output = ""
+        """What the connector printed last, where it did not even start."""
 
 
 class Rig(Protocol):
@@ -214,8 +216,8 @@ async def _garbage(rig: Rig) -> None:
 
 @_case("origin", "a short response that is cut is not taken for whole")
 async def _cut(rig: Rig) -> None:
-    """Nine bytes of a thousand. cloudflared over HTTP/2 has them and the head in a buffer of 4 KiB still when the origin
-    breaks off, and RST_STREAM is all that it sends: the edge answers 502. Both are honest.
+    """Nine bytes of a thousand. Over HTTP/2 cloudflared still has them and the head in a buffer of 4 KiB when the
+    origin breaks off, and RST_STREAM is all that it sends: the edge answers 502. Both are honest.
     """
     reply = await rig.visitor.ask("/cut")
     if reply.status < 500 and (reply.status, reply.whole) != (200, False):

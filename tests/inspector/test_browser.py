@@ -12,6 +12,7 @@ import re
 import shutil
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,15 +96,15 @@ def ask(up: Tunnel, path: str, *more: str) -> None:
 
 
 @contextmanager
-def sensor(up: Tunnel, messages: int = 12) -> Iterator[mqtt.Client]:
+def sensor(up: Tunnel, messages: int = 12, name: str = "sensor-1") -> Iterator[mqtt.Client]:
     ready = threading.Event()
-    client = mqtt.Client(CallbackAPIVersion.VERSION2, "sensor-1", transport="websockets")
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, name, transport="websockets")
     client.ws_set_options(path="/mqtt", headers={"Host": "mqtt.localhost"})
     context = ssl.create_default_context(cafile=str(up.ca))
     context.check_hostname = False
     client.tls_set_context(context)
     client.username_pw_set("u", "MQTT-PASSWORD-1")
-    client.will_set("status/sensor-1", "gone", qos=1, retain=True)
+    client.will_set(f"status/{name}", "gone", qos=1, retain=True)
     client.on_connect = lambda *_: client.subscribe([("a/#", 1)])
     client.on_subscribe = lambda *_: ready.set()
     client.connect("127.0.0.1", up.port, keepalive=30)
@@ -312,3 +313,44 @@ def test_faults_from_the_edge_s_page(tmp_path: Path) -> None:
         page.click("tr[data-id='1']")
         page.click("#replay")
         page.wait_for_selector("tr[data-id='3'] >> text=replay of 1")
+
+
+@whole
+def test_mqtt_is_replayed_against_a_broker_and_through_an_edge(tmp_path: Path) -> None:
+    """Two clients at once, all QoS, a retained message; the broker without a memory answers the same again."""
+    state, file, password = tmp_path / "state", tmp_path / "x.capture", tmp_path / "password"
+    state.mkdir()
+    password.write_text("MQTT-PASSWORD-1\n")
+    recorded, fresh = tmp_path / "recorded", tmp_path / "fresh"
+    for path in (recorded, fresh):
+        path.mkdir()
+    with mosquitto(recorded, "MQTT-PASSWORD-1") as broker, tunnel(
+        state, f"mqtt.localhost=http://127.0.0.1:{broker}",
+        run_args=("--ha-connections", "1", "--capture", str(file)),
+    ) as tun:  # fmt: skip
+        with sensor(tun, 3, "sensor-1") as listener, sensor(tun, 6, "sensor-2"):
+            listener.publish("a/done", "x", qos=1).wait_for_publish(30)
+        tun.edge.wait_for(lambda e: e.get("event") == "stream_closed", what="the first end")
+        tun.edge.wait_for(lambda e: e.get("event") == "stream_closed", what="the second end")
+        tun.connector.signal()
+        tun.connector.wait(30)
+    assert b"MQTT-PASSWORD-1" not in file.read_bytes()
+
+    def replay(*more: str | Path) -> tuple[int, str]:
+        with Child(sys.executable, "-m", "connector", "replay", file, *more) as child:
+            return child.wait(100), child.text
+
+    with mosquitto(fresh, "MQTT-PASSWORD-1") as broker:
+        to = ("--to", f"http://127.0.0.1:{broker}")
+        status, text = replay(*to)
+        assert (status, "--mqtt-password-file" in text) == (255, True), text
+        status, text = replay(*to, "--mqtt-password-file", password)
+        assert (status, text.count("same answer")) == (0, 2), text
+        # What was retained by that run comes on top in the next, through an edge as well.
+        with tunnel(state, f"mqtt.localhost=http://127.0.0.1:{broker}") as tun:
+            to = ("--to", tun.public, "--cacert", tun.ca)
+            status, text = replay(*to, "--mqtt-password-file", password)
+            assert (status, "not in the capture: PUBLISH a/room0/temp of" in text) == (1, True), text
+            assert " retained" in text
+            status, text = replay(*to, "--mqtt-user", "nobody", "--mqtt-password-file", password)
+            assert (status, "the broker refused the connection" in text) == (1, True), text

@@ -15,10 +15,12 @@ import pytest
 
 from connector.inspector.capture import CaptureModel, CaptureWriter, read_capture
 from connector.inspector.hub import Inspector
-from tests.inspector.traffic import Later, play_everything
+from connector.wire import websocket
+from tests.inspector.traffic import Later, down, open_stream, packet, play_everything, up, websocket_request
+from tests.inspector.traffic import connect as mqtt_connect
 from tests.support.aio import run
-from tests.support.origins import http_origin
-from tests.support.processes import ROOT, Child, connector, tunnel
+from tests.support.origins import http_origin, mosquitto
+from tests.support.processes import MOSQUITTO, ROOT, Child, connector, tunnel
 
 
 def test_captures_of_both_sides_and_a_replay_with_the_same_answers(tmp_path: Path) -> None:
@@ -48,6 +50,79 @@ def test_captures_of_both_sides_and_a_replay_with_the_same_answers(tmp_path: Pat
         ) as again:
             again.wait(60)
             assert "1 streams, " in again.text, again.text
+
+
+@pytest.mark.skipif(MOSQUITTO is None, reason="NO MOSQUITTO HERE")
+def test_mqtt_is_replayed_against_a_broker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two sessions at once: what the one publishes the other gets, under other packet numbers than then."""
+    from connector.app.replay import main as replay
+
+    file, password = tmp_path / "x.capture", tmp_path / "password"
+    password.write_text("MQTT-PASSWORD-1\n")
+    hub = Inspector("connector")
+    writer = CaptureWriter(str(file), hub, Later())
+    hub.recorders.append(writer.record)
+    link = hub.open_link("http2", "192.0.2.7:7844", 0)
+    ends = []
+    for name in ("listener", "sensor"):
+        sink, port, _, _ = open_stream(link, websocket_request())
+        port.respond(101, [(b"Upgrade", b"websocket")])
+        sink.on_data(up(mqtt_connect(name, username="u")))
+        port.write(down(packet("CONNACK", session_present=False, reason=0)))
+        ends.append((sink, port))
+    (listener, to_listener), (sensor_, to_sensor) = ends
+    listener.on_data(up(packet("SUBSCRIBE", packet_id=1, filters=[{"topic": "a/#", "qos": 1}])))
+    to_listener.write(down(packet("SUBACK", packet_id=1, reasons=[1])))
+    for number in (1, 2):
+        publish = {"topic": "a/b", "payload": b"%d" % number, "qos": 1}
+        sensor_.on_data(up(packet("PUBLISH", packet_id=number, **publish)))
+        to_sensor.write(down(packet("PUBACK", packet_id=number)))
+        to_listener.write(down(packet("PUBLISH", packet_id=40 + number, **publish)))
+        listener.on_data(up(packet("PUBACK", packet_id=40 + number)))
+    for sink, port in ends:
+        sink.on_data(up(packet("DISCONNECT")))
+        sink.on_eof()
+        port.write_eof()
+    writer.close()
+    with mosquitto(tmp_path, "MQTT-PASSWORD-1") as broker:
+        to = ["--to", f"http://127.0.0.1:{broker}", str(file)]
+        assert replay(to) == 255
+        assert "--mqtt-password-file" in capsys.readouterr().err
+        for _ in range(2):
+            assert replay([*to, "--mqtt-password-file", str(password)]) == 0
+            out = capsys.readouterr().out
+            assert "(5 of 5 sent, 4 packets expected)" in out
+            assert out.count("same answer") == 2
+        password.write_text("wrong")
+        assert replay([*to, "--mqtt-password-file", str(password)]) == 1
+        assert "the broker refused the connection" in capsys.readouterr().out
+
+
+def test_messages_are_replayed(tmp_path: Path) -> None:
+    """An echo of text in pieces, binary and pings; and an origin that answers something else."""
+    file = tmp_path / "x.capture"
+    hub = Inspector("connector")
+    writer = CaptureWriter(str(file), hub, Later())
+    hub.recorders.append(writer.record)
+    link = hub.open_link("http2", "192.0.2.7:7844", 0)
+    for answer in (b"hello you", b"something"):
+        sink, port, _, _ = open_stream(link, websocket_request(b"/ws"))
+        port.respond(101, [(b"Upgrade", b"websocket")])
+        sink.on_data(up(b"hello ", fin=False, opcode=websocket.TEXT) + up(b"you", opcode=websocket.CONTINUATION))
+        port.write(down(b"", opcode=websocket.PING) + down(answer, opcode=websocket.TEXT))
+        sink.on_data(up(b"", opcode=websocket.PONG) + up(b"\0\1"))
+        port.write(down(b"\0\1") + down(b"\x03\xe8", opcode=websocket.CLOSE))
+        sink.on_eof()
+        port.write_eof()
+    writer.close()
+    with (
+        http_origin() as port_number,
+        Child(sys.executable, "-m", "connector", "replay", "--to", f"http://127.0.0.1:{port_number}", file) as again,
+    ):
+        assert again.wait(60) == 1
+    lines = [line for line in again.lines if "/ws" in line]
+    assert "same answer (2 of 2 sent, 2 messages expected)" in lines[0]
+    assert "answer 1 differs" in lines[1]
 
 
 @pytest.fixture
