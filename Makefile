@@ -174,7 +174,7 @@ bench: $(VENV)/dev.stamp  ## Connectors side by side; CLOUDFLARED=/path adds the
 
 .PHONY: test-browser
 test-browser: $(VENV)/dev.stamp broker inspection  ## The inspector's page, clicked through in Chromium (two minutes)
-	BROWSER=1 $(BIN)/python -m pytest tests/inspector/test_browser.py $(ARGS)
+	BROWSER=1 $(BIN)/python -m pytest tests/inspector/test_browser.py tests/inspector/test_devtools.py $(ARGS)
 
 .PHONY: soak-inspect
 soak-inspect: $(VENV)/dev.stamp broker inspection  ## 5,000 messages/s for ten minutes with the page open; ARGS='--minutes 2'

@@ -82,6 +82,7 @@ def _entry(model: CaptureModel, stream: CapturedStream) -> dict[str, Any]:
     }  # fmt: skip
     if stream.bodies[0]:
         entry["request"]["postData"] = _post(stream, request_headers)
+    entry["_resourceType"] = "document" if "html" in entry["response"]["content"]["mimeType"] else "fetch"
     if stream.open.get("kind") == "websocket":
         entry["_resourceType"] = "websocket"
         entry["_webSocketMessages"] = [_message(model, stream, item) for item in stream.frames]
