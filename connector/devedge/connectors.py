@@ -20,7 +20,7 @@ from connector.devedge.faults import Faults
 from connector.devedge.headers import Head
 from connector.devedge.management import ManagementDesk
 from connector.devedge.registrar import GARBAGE, ControlStream, Grant, Refusal, Registration
-from connector.devedge.streams import RawHeaders, Stream, StreamHandler
+from connector.devedge.streams import RawHeaders, Stream, StreamHandler, StreamLostError
 from connector.devedge.tunnels import Directory, Tunnel
 from connector.protocol.ports import LinkTap, Tap
 
@@ -146,6 +146,7 @@ class Link(abc.ABC):
         self._control: ControlStream | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self._fault: str | None = None
+        self._committed = ""  # the last fault that this link suffered
         self._fault_taken = False
 
     # What a protocol does its own way.
@@ -204,6 +205,8 @@ class Link(abc.ABC):
         """The connection is gone: leave the roster and take the RPC session down."""
         for timer in self._timers:
             timer.cancel()
+        if self._committed:
+            error = StreamLostError(f"after the fault {self._committed}{f': {error}' if error is not None else ''}")
         if self.tap is not None:
             self.tap.on_closed(error)
         self.roster.links.discard(self)
@@ -267,7 +270,14 @@ class Link(abc.ABC):
         if not self._fault_taken:
             self._fault_taken = True
             self._fault = self.roster.faults.take_registration()
+            if self._fault is not None:
+                self._tell_fault("registration")
         return self._fault
+
+    def _tell_fault(self, name: str) -> None:
+        """Say that a fault is committed on this link: what follows is no riddle then."""
+        self._committed = self.roster.faults.text(name)
+        self.roster.events.emit("fault", committed=self._committed, address=self.address)
 
     def _refuse_by_fault(self) -> None:
         if self.fault == "EDUPCONN":
@@ -309,6 +319,7 @@ class Link(abc.ABC):
         self._open_requests += 1
         self.requests += 1
         if self.requests == self.roster.faults.close_after:
+            self._tell_fault("close-after")
             self._after(0, self.abort)
         return stream
 
@@ -321,6 +332,7 @@ class Link(abc.ABC):
 
         def commit() -> None:
             if name in faults.after and self.attached:
+                self._tell_fault(name)
                 calls[name]()
 
         self._after(faults.after[name], commit)

@@ -192,13 +192,21 @@ class Exchange:
             self._page(502, "502", f"The dev edge could not send the request to the connector: {error}.", "Try again.")
             return
         self._link = link
+        if self._tap is not None:
+            for text in self._roster.faults.on_requests(link.protocol):
+                self._tap.mark(f"fault {text}")
         self._timer = self._loop.call_later(HEAD_LIMIT, self._head_late)
         if self._roster.faults.take_request():
             self._loop.call_soon(self._reset_by_fault)
 
     def _reset_by_fault(self) -> None:
         if not self._finished:
-            self._page(502, "502", "The dev edge reset the stream, as --fault reset demands.", "Switch the fault off.")
+            self._page(
+                502,
+                "502",
+                f"The dev edge reset the stream, as the fault {self._roster.faults.text('reset')} demands.",
+                "Switch the fault off.",
+            )
 
     # From the visitor.
 

@@ -78,6 +78,15 @@ class Faults:
         """The texts of the faults in force."""
         return list(self._texts.values())
 
+    def text(self, name: str) -> str:
+        """The text of the fault `name`, as it was switched on; empty when it is off."""
+        return self._texts.get(name, "")
+
+    def on_requests(self, protocol: str) -> list[str]:
+        """The texts of the faults that every request over `protocol` feels."""
+        names = ("delay", "slow", "loss") if protocol == "quic" else ("delay", "slow")
+        return [self._texts[name] for name in names if name in self._texts]
+
     def clear(self, name: str = "") -> None:
         """Switch one fault off, by its text or name; all of them without. Raises UsageError."""
         key = _key(name)

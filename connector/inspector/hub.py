@@ -11,6 +11,7 @@ import difflib
 import json
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from time import monotonic, time
 from typing import Any
 
@@ -28,6 +29,9 @@ MAX_STREAMS = 2_000
 
 MEMORY_CEILING = 64 * 1024 * 1024
 """Bytes that all records together count as. Above it ended streams go, then bodies stop growing and rings shrink."""
+
+EXPLAINED = 500
+"""Streams that are searched for the one that a log line means; it has just failed, so it is among the newest."""
 
 MAX_CONTROL = 1_000
 MAX_EVENTS = 1_000
@@ -130,7 +134,16 @@ class Inspector:
         safe = fields if self.no_redact else redact_values(fields)
         event = {"seq": self._next_seq, "time": round(time(), 3), "event": name, "fields": safe}
         self.events.append(event)
+        if "cfRay" in fields and "error" in fields:
+            self._explain(str(fields["cfRay"]).encode(), str(fields["error"]), str(fields.get("advice", "")))
         self._record("event", event, None)
+
+    def _explain(self, ray: bytes, error: str, advice: str) -> None:
+        """The log says why a request failed: its record should, too."""
+        for record in islice(reversed(self.streams.values()), EXPLAINED):
+            if record.ray == ray:
+                record.error, record.advice, record.dirty = error, advice, True
+                return
 
     # -- called by links and records
 

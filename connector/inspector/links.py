@@ -281,6 +281,8 @@ class LinkRecord:
             self.hub.on_control(self, outgoing, where, "malformed", str(error), None, b"", [])
             return
         name = next(iter(value), "?")
+        if self.conn_index < 0 and call and call.get("method") == "registerConnection":  # the edge learns it from this
+            self.conn_index = int(((call.get("params") or {}).get("content") or {}).get("connIndex") or 0)
         if call and call.get("method"):
             name = call["method"]
         elif name == "return" and (method := answered.get(value["return"].get("answerId", -1))):

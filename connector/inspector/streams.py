@@ -63,9 +63,10 @@ class StreamRecord:
     """One stream from its opening on. Fields may be read at any time; the hub is told through `touch`."""
 
     __slots__ = (
-        "bodies", "bytes", "client", "conn_index", "dirty", "ended", "error", "frames", "headers", "host", "how", "hub",
-        "identity", "kind", "link", "marks", "method", "port", "ray", "replay", "response_headers", "role", "rule",
-        "scheme", "service", "source", "started", "status", "stream_id", "target", "trailers", "transport", "wall",
+        "advice", "bodies", "bytes", "client", "conn_index", "dirty", "ended", "error", "frames", "headers", "host",
+        "how", "hub", "identity", "kind", "link", "marks", "method", "port", "ray", "replay", "response_headers",
+        "role", "rule", "scheme", "service", "source", "started", "status", "stream_id", "target", "trailers", "transport",
+        "wall",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +100,7 @@ class StreamRecord:
         self.ended: float | None = None
         self.how = ""
         self.error = ""
+        self.advice = ""
         self.replay = 0
         self.port: StreamPort | None = None
         self.dirty = True

@@ -69,7 +69,11 @@ def judge(record: StreamRecord, now: float) -> Verdict:
         found = _open(record, now) if record.hub.role != "capture" else NOTHING
     if found is NOTHING or record.hub.no_redact:
         return found
-    return found._replace(line=redact_text(found.line), evidence=[redact_text(line) for line in found.evidence])
+    return found._replace(
+        line=redact_text(found.line),
+        evidence=[redact_text(line) for line in found.evidence],
+        advice=redact_text(found.advice),
+    )
 
 
 def silence(record: StreamRecord) -> float:
@@ -82,6 +86,8 @@ def silence(record: StreamRecord) -> float:
 
 def label(record: StreamRecord) -> str:
     """Return a few words for the table's row; cheap, for it is made for every row."""
+    if record.source in {"connector", "edge"} and record.status >= 500 and record.how == "complete":
+        return "no answer of the origin" if record.source == "connector" else "answered by the edge"
     if record.ended is None or record.how in {"complete", ""}:
         return ""
     session = record.frames.mqtt if record.frames is not None else None
@@ -130,16 +136,19 @@ def _http(record: StreamRecord) -> Verdict:
             got = f" after {record.bytes[1]} bytes of the body" if record.status else f" after {seconds}"
             return Verdict(
                 "origin", "", f"{what}{got}: the origin's connection ended in the middle, or the connector is closing.",
-                _reason(record), "Look at the log of the connector, and at the origin's.",
+                _reason(record), record.advice or "Look at the log of the connector, and at the origin's.",
             )  # fmt: skip
     if record.source == "connector" and record.status >= 500:
         return Verdict(
             "origin", "", f"The connector answered {record.status} itself: it got no usable answer of the origin"
             f"{f' {record.service}' if record.service else ''}.",
-            _reason(record), "Check that the origin runs and listens at the rule's address.",
+            _reason(record), record.advice or "Check that the origin runs and listens at the rule's address.",
         )  # fmt: skip
     if record.source == "edge" and record.status >= 500:
         return Verdict("edge", "", f"The edge answered {record.status} itself.", _reason(record), "")
+    faults = [name for name in record.marks if name.startswith("fault ")]
+    if faults:
+        return Verdict("edge", "", f"Under the {', the '.join(faults)} of this edge.", [], "")
     return NOTHING
 
 
@@ -168,7 +177,7 @@ def _conversation(record: StreamRecord) -> Verdict:
             return Verdict(
                 "connector", "", f"The connector gave this {what} up after {seconds}"
                 f"{f' ({record.error})' if record.error else ''}: the origin's connection broke, or it was closing.",
-                evidence, "Look at the log of the connector at that moment.",
+                evidence, record.advice or "Look at the log of the connector at that moment.",
             )  # fmt: skip
         case "origin":
             return _by_origin(record, session, what, evidence)
@@ -308,7 +317,7 @@ def _evidence(record: StreamRecord, session: MqttSession | None) -> list[str]:
 
 
 def _reason(record: StreamRecord) -> list[str]:
-    return [f"Reason: {record.error}."] if record.error else []
+    return [f"Reason: {record.error.rstrip('.')}."] if record.error else []
 
 
 def _unanswered(record: StreamRecord, session: MqttSession | None) -> float:

@@ -217,6 +217,9 @@ class LinkTap(Protocol):
 class StreamTap(Protocol):
     """What looks on at one request where there is no port to stand in for: on the dev edge. `way` 0 is up, 1 down."""
 
+    def mark(self, name: str) -> None:
+        """Something happened that is worth its time; only the first of a name counts."""
+
     def on_head(self, status: int, headers: Headers, source: str) -> None:
         """The response head came."""
 

@@ -404,7 +404,7 @@ def test_a_drained_link_is_closed_when_idle(tmp_path: Path) -> None:
             assert (await running)[0] == 204
             async with asyncio.timeout(30):
                 await connector.lost.wait()
-            assert recorder.named("disconnected")[0]["error"] is None
+            assert recorder.named("disconnected")[0]["error"] == "after the fault goaway-after:0.2"
 
     run_edge(main())
 
