@@ -95,10 +95,15 @@ class Faults:
                 f"no fault {name!r} is in force", advice=f"In force: {', '.join(self.active()) or 'none'}."
             )
         left = [text for other, text in self._texts.items() if name and other != key]
+        spent, requests = self.registration_left, self.requests
         self._texts.clear()
         self._reset()
         for text in left:
             self._add(text)
+        if "registration" in self._texts:  # the others go on where they were
+            self.registration_left = spent
+        if "reset" in self._texts:
+            self.requests = requests
 
     def add(self, text: str) -> None:
         """Switch one fault on, written as on the command line; raises UsageError."""

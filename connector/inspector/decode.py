@@ -115,7 +115,8 @@ def guess(data: bytes) -> Decoded:
             continue
         return found
     raise WireError(
-        f"{len(data)} bytes that are no known form of the edge protocol",
+        f"{len(data)} {'byte that is' if len(data) == 1 else 'bytes that are'} no known form of the edge protocol"
+        f"{f': {data.hex()}' if len(data) <= 16 else ''}",
         advice=f"Say which it should be: --as {', '.join(FORMS)}.",
     )
 

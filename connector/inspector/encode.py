@@ -158,6 +158,8 @@ def _websocket(value: dict[str, Any]) -> bytes:
 
 
 def _headers(value: list[Any]) -> bytes:
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise UsageError("headers are a list of [name, value] pairs")
     return encode_serialised_headers([(as_bytes(name), as_bytes(text)) for name, text in value])
 
 

@@ -36,6 +36,7 @@ from connector.wire.h2_frames import (
     FLAG_END_HEADERS,
     FRAME_HEADER,
     FRAME_HEADER_LENGTH,
+    GOAWAY,
     HEADERS,
     PREFACE,
     STREAM_ID_MASK,
@@ -111,6 +112,8 @@ class LinkRecord:
         self.wall = time()
         self.closed: float | None = None
         self.error = ""
+        self.note = "without a word"
+        """What came before its end: a GOAWAY, a message that nobody understands."""
         self.broken = ""
         """Why the link is not followed any more; empty while it is."""
         self.frames: deque[FrameRow] = deque(maxlen=RING)
@@ -252,6 +255,7 @@ class LinkRecord:
         try:
             messages = splitter.feed(data)
         except WireError as error:
+            self.note = f"after a malformed message of {'this side' if outgoing else 'the peer'}: {error}"
             self.hub.on_control(self, outgoing, where, "malformed", str(error), None, b"", [])
             del self._rpc[key]
             return
@@ -262,7 +266,7 @@ class LinkRecord:
         """The link is over."""
         if self.closed is None:
             self.closed = monotonic()
-            self.error = str(error) if error is not None else ""
+            self.error = str(error) if error is not None else self.note
             self.hub.on_link_closed(self)
 
     # -- inside
@@ -312,6 +316,8 @@ class LinkRecord:
                 _, text = describe_frame(kind, way.flags, payload, None)
             except WireError as error:
                 text = f"malformed: {error}"
+        if kind == GOAWAY:
+            self.note = f"after a GOAWAY of {'this side' if outgoing else 'the peer'}: {text}"
         flags = flags_text(kind, way.flags)
         text = text if flags == "none" else f"{flags} {text}".strip()
         self._row(outgoing, name, way.stream, way.length, text, shown[:1_024], way.flags)

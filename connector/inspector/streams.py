@@ -65,8 +65,8 @@ class StreamRecord:
     __slots__ = (
         "advice", "bodies", "bytes", "client", "conn_index", "dirty", "ended", "error", "frames", "headers", "host",
         "how", "hub", "identity", "kind", "link", "marks", "method", "port", "ray", "replay", "response_headers",
-        "role", "rule", "scheme", "service", "source", "started", "status", "stream_id", "target", "trailers", "transport",
-        "wall",
+        "role", "rule", "scheme", "service", "source", "started", "status", "stream_id", "target", "trailers",
+        "transport", "wall",
     )  # fmt: skip
 
     def __init__(

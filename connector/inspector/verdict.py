@@ -114,20 +114,23 @@ def label(record: StreamRecord) -> str:
 
 
 def _http(record: StreamRecord) -> Verdict:
+    assert record.ended is not None
     seconds = f"{record.ended:.1f} s"
-    evidence: list[str] = []
     match record.how:
         case "link lost":
             return _lost_link(record)
         case "reset by the edge":
             if record.error and record.role == "edge":
                 return Verdict("edge", "", f"The edge ended the request: {record.error}", [], "")
-            if not record.status:
-                evidence.append("No answer of the origin had come. Cloudflare's edge waits 100 s for one (524).")
+            if record.status or record.ended < NO_ANSWER:
+                return Verdict(
+                    "visitor", "", f"The edge cancelled the request after {seconds}: its visitor left, or it gave up.",
+                    _reason(record), "",
+                )  # fmt: skip
             return Verdict(
-                "visitor", "",
-                f"The request was cancelled after {seconds}: the visitor left, or the edge gave up waiting.",
-                evidence, "If the visitor was still there, the origin is too slow: look at the timing below.",
+                "origin", "", f"The edge cancelled the request after {seconds} without an answer of the origin.",
+                ["The visitor had enough of waiting, or the edge: Cloudflare's waits 100 s (524)."],
+                "The origin is too slow: look at the timing below, and at its log.",
             )  # fmt: skip
         case "visitor":
             return Verdict("visitor", "", f"The visitor left after {seconds}, before the answer was whole.", [], "")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import binascii
 import json
+import os
 import re
 import sys
-from pathlib import Path
 
 from connector.errors import ConnectorError, UsageError
 from connector.inspector.decode import FORMS, Decoded, decode
@@ -58,7 +58,9 @@ def encode_main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     text = args.input
     if text == "-":
-        text = sys.stdin.read(LARGEST_INPUT)
+        text = _within(sys.stdin.buffer.read(LARGEST_INPUT + 1), "standard input").decode("utf-8", "replace")
+    elif not text.strip():
+        raise UsageError("the input is empty", advice="Give JSON, a file's name, or - for standard input.")
     elif not text.lstrip().startswith(("{", "[")):
         text = _read_file(text).decode("utf-8", "replace")
     try:
@@ -67,6 +69,8 @@ def encode_main(argv: list[str]) -> int:
         raise UsageError(
             f"the input is not JSON: {error}", advice="See `connector decode --json` for its form."
         ) from None
+    if value == []:
+        raise UsageError("the JSON is an empty list: there is nothing to encode")
     data = encode(args.form, value)
     if args.output == "raw":
         sys.stdout.buffer.write(data)
@@ -96,18 +100,37 @@ def as_dump(found: Decoded, no_redact: bool) -> str:
 def read_input(text: str, form: str) -> bytes:
     """Return the bytes that the argument stands for. Errors: UsageError."""
     if text == "-":
-        raw = sys.stdin.buffer.read(LARGEST_INPUT)
-        return _maybe_text(raw, form)
-    if form in {"token", "headers"} and not Path(text).is_file():
-        return text.encode("utf-8", "surrogateescape")
-    if len(text) < 4096 and Path(text).is_file():
+        return _maybe_text(_within(sys.stdin.buffer.read(LARGEST_INPUT + 1), "standard input"), form)
+    if _is_there(text):
         return _maybe_text(_read_file(text), form)
-    found = _from_text(text)
+    if not text.strip():
+        raise UsageError("the input is empty", advice="Give hex, base64, a file's name, or - for standard input.")
+    if form in {"token", "headers"}:
+        return text.encode("utf-8", "surrogateescape")
+    found = None if text.startswith(("/", "./", "../", "~")) else _from_text(text)
     if found is not None:
         return text.encode() if form == "auto" and text.startswith("eyJ") else found
     if form == "auto" and ":" in text:  # a serialised header list
         return text.encode("utf-8", "surrogateescape")
-    raise UsageError(f"{text[:40]!r} is neither hex nor base64 nor a file", advice="Use - to read standard input.")
+    raise UsageError(
+        f"{text[:40]!r} is neither hex nor base64, and there is no such file", advice="Use - to read standard input."
+    )
+
+
+def _is_there(name: str) -> bool:
+    """Whether a file, or a pipe of the shell's, has this name."""
+    try:
+        return len(name) < 4096 and "\0" not in name and os.path.exists(name)
+    except OSError:
+        return False
+
+
+def _within(data: bytes, name: str) -> bytes:
+    if len(data) > LARGEST_INPUT:
+        raise UsageError(f"{name} has more than {LARGEST_INPUT} bytes", advice="Give the part that matters.")
+    if not data:
+        raise UsageError(f"{name} is empty")
+    return data
 
 
 def bytes_of_text(text: str, form: str) -> bytes:
@@ -148,7 +171,7 @@ def _from_text(text: str) -> bytes | None:
 def _read_file(name: str) -> bytes:
     try:
         with open(name, "rb") as file:
-            return file.read(LARGEST_INPUT)
+            return _within(file.read(LARGEST_INPUT + 1), name)
     except OSError as error:
         raise UsageError(f"{name} cannot be read: {error.strerror or error}") from None
 

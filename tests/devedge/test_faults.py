@@ -6,6 +6,7 @@ from pathlib import Path
 import capnp
 import pytest
 
+from connector.devedge.faults import parse_faults
 from tests.devedge.edges import cancelled, edge_and_connector, get, read_head, run_edge, running_edge, visit
 from tests.devedge.fake_connector import FakeConnector, FakeStream
 from tests.devedge.test_public_http2 import websocket_request
@@ -146,3 +147,13 @@ def test_idle_websockets_are_cut(tmp_path: Path) -> None:
             assert cancelled(await connector.requests[0].reset)
 
     run_edge(main())
+
+
+def test_switching_one_off_leaves_the_counts_of_the_others() -> None:
+    faults = parse_faults(["registration=EDUPCONN*2", "reset:2", "delay:5"])
+    assert faults.take_registration() == "EDUPCONN"
+    assert not faults.take_request()
+    faults.clear("delay")
+    assert faults.active() == ["registration=EDUPCONN*2", "reset:2"]
+    assert (faults.take_registration(), faults.take_registration()) == ("EDUPCONN", None)
+    assert faults.take_request()

@@ -39,6 +39,20 @@ def test_every_vector_is_recognised_and_made_again(name: str) -> None:
     assert encode(found.form, json.loads(json.dumps(jsonable(found.value)))) == data
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_goes_through_json_and_back(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = next((data for data in VECTORS.values() if decode(data).form == form), None) or {
+        "token": TOKEN.encode(), "h2": encode_settings([(4, 65_535)]) + encode_goaway(1, 2, b"x"),
+        "mqtt": bytes.fromhex("3206000161000768690a02ffff"[:16]) + b"\xc0\x00",
+        "websocket": bytes.fromhex("81850102030469676f6860"), "headers": b"QQ:Yg;Qw:ZA",
+    }[form]  # fmt: skip
+    text = data.decode() if form in {"token", "headers"} else data.hex()
+    assert decode_command(["--as", form, "--json", "--no-redact", text]) == 0
+    value = capsys.readouterr().out
+    assert encode_command(["--as", form, value]) == 0
+    assert capsys.readouterr().out.strip() == text
+
+
 def test_the_dump_of_a_registration_tells_its_parts_and_no_secret() -> None:
     found = decode(VECTORS["rpc_call_registerConnection_q1"])
     text = annotate(found.data, found.notes)
@@ -105,9 +119,22 @@ def test_input_may_be_hex_base64_a_file(tmp_path: Path, capsys: pytest.CaptureFi
         assert "datagram-v3" in capsys.readouterr().out
 
 
-def test_what_is_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert decode_command(["z!z"]) == 255
-    assert "neither hex nor base64 nor a file" in capsys.readouterr().err
+def test_what_is_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty, huge = tmp_path / "empty", tmp_path / "huge"
+    empty.touch()
+    with huge.open("wb") as file:
+        file.truncate(64 * 1024 * 1024 + 1)
+    for given, told in (
+        ("z!z", "neither hex nor base64, and there is no such file"), (" ", "the input is empty"),
+        (str(tmp_path), "Is a directory"), (str(empty), "is empty"), (str(huge), "has more than 67108864 bytes"),
+        (f"/{'x' * 300}", "there is no such file"), ("/nowhere", "there is no such file"),
+    ):  # fmt: skip
+        assert decode_command([given]) == 255
+        [line, *_] = capsys.readouterr().err.splitlines()
+        assert told in line, given
+    for given, told in (("", "empty"), ("[]", "empty list"), ('[["a"]]', "[name, value] pairs"), ("{", "not JSON")):
+        assert encode_command(["--as", "headers", given]) == 255
+        assert told in capsys.readouterr().err
     assert decode_command(["ffffffff"]) == 1
     assert "no known form" in capsys.readouterr().err
     assert encode_command(["--as", "mqtt", '{"packet":"PUBLISH"}']) == 1

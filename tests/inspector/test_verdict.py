@@ -155,7 +155,7 @@ def test_requests() -> None:
         (
             (lambda sink, port: port.respond(502, [], ResponseSource.CONNECTOR) or port.write_eof(),
              "The connector answered 502 itself: it got no usable answer of the origin http://127.0.0.1:1."),
-            (lambda sink, port: sink.on_reset(CANCELLED), "The request was cancelled after"),
+            (lambda sink, port: sink.on_reset(CANCELLED), "The edge cancelled the request after"),
             (lambda sink, port: port.respond(200, []) or port.write(b"abc") or port.reset(ResetCode.FAILED),
              "The answer was cut short after 3 bytes"),
             (lambda sink, port: sink.on_eof() or port.respond(200, []) or port.write_eof(), ""),

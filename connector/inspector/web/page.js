@@ -234,7 +234,7 @@ async function drawControl() {
   const scroll = $("list").scrollTop;
   $("list").replaceChildren(
     el("h2", {}, "Connections with the edge"),
-    el("table", { class: "plain", id: "links" }, el("tbody", {}, found.links.slice(-40).reverse().map((link) => el("tr", {}, el("td", { class: "faint mono" }, clock(link.time)), el("td", {}, el("span", { class: "tag" }, link.protocol), link.conn < 0 ? " not registered" : ` connection ${link.conn}`), el("td", { class: "mono" }, link.remote), el("td", { class: link.open ? "ok" : "bad" }, link.open ? `open for ${link.seconds} s` : `ended after ${link.seconds} s ${link.error}`))))),
+    el("table", { class: "plain", id: "links" }, el("tbody", {}, found.links.slice(-40).reverse().map((link) => el("tr", {}, el("td", { class: "faint mono" }, clock(link.time)), el("td", {}, el("span", { class: "tag" }, link.protocol), link.conn < 0 ? " not registered" : ` connection ${link.conn}`), el("td", { class: "mono" }, link.remote), el("td", { class: link.open ? "ok" : "bad" }, link.open ? `open for ${link.seconds} s` : `ended after ${link.seconds} s, ${link.error}`))))),
     el("h2", {}, "Calls"),
     el("table", { class: "plain", id: "calls" }, el("tbody", {}, found.messages.slice(-200).reverse().map((message) => el("tr", { tabindex: 0, onclick: () => attempt(() => controlDialog(message.seq)) }, el("td", { class: "faint mono" }, clock(message.time)), el("td", { class: message.out ? "out" : "in" }, message.out ? "→ to the peer" : "← from the peer"), el("td", {}, message.conn < 0 ? message.where : `${message.where}, conn ${message.conn}`), el("td", {}, el("b", {}, message.name)), el("td", { class: "url" }, message.text))))),
     el("h2", {}, "Configurations"),
