@@ -107,6 +107,7 @@ class RunConfig:
         "token_given",
         "watched",
         "workers",
+        "write_timeout",
     )  # fmt: skip
 
     def __init__(self, token: Token) -> None:
@@ -167,6 +168,8 @@ class RunConfig:
         """Processes that the connections are spread over; with 1 this process serves them itself."""
         self.retries = 5
         self.rpc_timeout = 5.0
+        self.write_timeout = 0.0
+        """Seconds; 0: never."""
         self.max_active_flows: int | None = None
         """None: the configuration says it."""
         self.dns_resolvers: list[tuple[bytes, int]] = []
@@ -229,6 +232,7 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str, local: Local
     config.retries = int(flags.number("retries"))
     _positive(config.retries, "retries", zero=True)
     config.rpc_timeout = flags.number("rpc-timeout")
+    config.write_timeout = flags.number("write-stream-timeout")
     _positive(config.rpc_timeout, "rpc-timeout", zero=False)
     _private_network(config, flags)
     config.edges = flags.texts("edge") if flags.is_set("edge") else []

@@ -39,6 +39,7 @@ class Dialler:
         quic: bool,
         http2: bool,
         on_malformed: Callable[[str], None] | None = None,
+        on_write_timeout: Callable[[Transport, int], None] | None = None,
     ) -> None:
         self._config = config
         self._accept = accept
@@ -46,6 +47,7 @@ class Dialler:
         """Looks on at every link dialled from now on."""
         self._orchestrator = orchestrator
         self._on_malformed = on_malformed
+        self._on_write_timeout = on_write_timeout
         self._ports: dict[int, int] = {}
         self.private: PrivateLinks | None = None
         """Serves the datagrams of QUIC links; without it there are none."""
@@ -76,11 +78,15 @@ class Dialler:
         if self.tap is not None:
             tap = self.tap.open_link(transport.value, format_address(address.host, address.port), conn_index)
         try:
-            return await self._dial(transport, address, conn_index, on_heard, tap)
+            link = await self._dial(transport, address, conn_index, on_heard, tap)
         except BaseException as error:
             if tap is not None:
                 tap.on_closed(error)
             raise
+        told = self._on_write_timeout
+        if self._config.write_timeout > 0 and told is not None:
+            link.limit_writes(self._config.write_timeout, lambda: told(transport, conn_index))
+        return link
 
     async def _dial(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-USED, LATER, NO_EFFECT = "used", "later", "no effect"
+USED, NO_EFFECT = "used", "no effect"
 """What a flag does here: something; nothing yet (one warning line says so); nothing ever (one debug line)."""
 
 
@@ -44,12 +44,6 @@ GROUPS = (
 
 WS_KEEP_ALIVE = "40s"
 """Cloudflare cuts a WebSocket after 100 s without traffic: two PINGs may be lost."""
-
-LATER_NAMES = frozenset({
-    "transport-loglevel",
-    "write-stream-timeout",
-})  # fmt: skip
-"""Flags that do nothing yet: whoever makes one work deletes its line here, and nothing else in this file."""
 
 _LEVELS = ("trace", "debug", "info", "warn", "error", "fatal")
 
@@ -294,16 +288,6 @@ _LOGS = [
         help="debug, info, warn, error or fatal. Lines go to stderr.",
     ),
     Flag(
-        "transport-loglevel",
-        default="info",
-        env=("TUNNEL_PROTO_LOGLEVEL", "TUNNEL_TRANSPORT_LOGLEVEL"),
-        alias="proto-loglevel",
-        metavar="LEVEL",
-        choices=_LEVELS,
-        lenient=True,
-        help="The same for what happens inside a connection to the edge.",
-    ),
-    Flag(
         "output",
         default="default",
         env=("TUNNEL_MANAGEMENT_OUTPUT", "TUNNEL_LOG_OUTPUT"),
@@ -481,6 +465,14 @@ _NO_EFFECT = [
     Flag("session-token", env=("SESSION_TOKEN_ID",), secret=True),
     Flag("s3-url-host", env=("S3_URL",)),
     Flag("host-key-path", env=("HOST_KEY_PATH",)),
+    Flag(
+        "transport-loglevel",
+        default="info",
+        env=("TUNNEL_PROTO_LOGLEVEL", "TUNNEL_TRANSPORT_LOGLEVEL"),
+        alias="proto-loglevel",
+        choices=_LEVELS,
+        lenient=True,
+    ),
     Flag("ssh-server", "bool", env=("TUNNEL_SSH_SERVER",)),
 ]
 
@@ -489,11 +481,7 @@ _BY_GROUP = dict(zip(GROUPS, (_CREDENTIALS, _EDGE, _ORIGIN, _LOGS, _DIAGNOSIS, _
 FLAGS: dict[str, Flag] = {
     flag.name: flag
     for flag in (
-        *(
-            flag._replace(group=group, effect=LATER if flag.name in LATER_NAMES else USED)
-            for group, flags in _BY_GROUP.items()
-            for flag in flags
-        ),
+        *(flag._replace(group=group, effect=USED) for group, flags in _BY_GROUP.items() for flag in flags),
         *_NO_EFFECT,
     )
 }

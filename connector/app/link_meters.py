@@ -9,7 +9,10 @@ from __future__ import annotations
 from connector.protocol.counts import COUNTS
 from connector.transport.link import Link
 
-_SUMS = ("sent_bytes", "receive_bytes")
+_SUMS = ("sent_bytes", "receive_bytes", "lost_packets")
+
+ANY_REASON = "any"
+"""Label of `quic_client_lost_packets`: the library counts what was lost, not by which rule it was noticed."""
 
 
 class LinkMeters:
@@ -38,16 +41,21 @@ class LinkMeters:
         COUNTS.add("quic_client_closed_connections")
         figures = link.figures()
         for name in _SUMS:
-            COUNTS.add(f"quic_client_{name}", str(conn_index), by=figures.get(name, 0))
+            if name in figures:
+                COUNTS.add(f"quic_client_{name}", *_labels(name, str(conn_index)), by=figures[name])
 
-    def numbers(self) -> dict[tuple[str, str], float]:
-        """Give every figure by family and conn_index; the sums are without those of closed links."""
-        found: dict[tuple[str, str], float] = {}
+    def numbers(self) -> dict[tuple[str, tuple[str, ...]], float]:
+        """Give every figure by family and labels; the sums are without those of closed links."""
+        found: dict[tuple[str, tuple[str, ...]], float] = {}
         for link, conn_index in self._open.items():
             if link.protocol == "quic":
                 index = str(conn_index)
                 for name, value in link.figures().items():
-                    key = (f"quic_client_{name}", index)
+                    key = (f"quic_client_{name}", _labels(name, index))
                     found[key] = value + (found.get(key, 0) if name in _SUMS else 0)
-                found["quic_client_congestion_state", index] = -1
+                found["quic_client_congestion_state", (index,)] = -1
         return found
+
+
+def _labels(name: str, conn_index: str) -> tuple[str, ...]:
+    return (conn_index, ANY_REASON) if name == "lost_packets" else (conn_index,)

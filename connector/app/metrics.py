@@ -116,8 +116,8 @@ class Metrics:
             yield "connector_quic_path", (facts.status.value, facts.reason.value if facts.reason else ""), 1
             for (transport, reason), count in state.choice.link_ends.items():
                 yield "connector_edge_link_ends_total", (transport.value, reason.value), count
-            for (family, conn_index), value in state.links.numbers().items():
-                yield family, (conn_index,), value + closed.pop((family, (conn_index,)), 0)
+            for (family, labels), value in state.links.numbers().items():
+                yield family, labels, value + closed.pop((family, labels), 0)
         for (family, labels), value in closed.items():
             yield family, labels, value
         for (family, labels), histogram in COUNTS.histograms.items():

@@ -24,7 +24,7 @@ from connector.app.logs import MASK, Logger, capture_stdlib
 from connector.app.malloc import keep_freed_memory
 from connector.app.observation import Observation
 from connector.app.orchestrator import Orchestrator
-from connector.app.request_log import request_log
+from connector.app.request_log import request_log, write_timeout_log
 from connector.app.service_notify import ServiceNotify
 from connector.app.signals import Signals, Stop, StoppedEarlyError
 from connector.app.state import TunnelState
@@ -257,6 +257,7 @@ def _dialler(
         quic=choice.needs_quic,
         http2=choice.needs_http2,
         on_malformed=lambda what: log.debug("The edge sent a request that is none", event=EVENT_HTTP, error=what),
+        on_write_timeout=write_timeout_log(config, log),
     )
     if choice.needs_quic:
         from connector.app.private_network import PrivateLinks  # noqa: PLC0415  (datagrams are QUIC's)

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from connector.app.access_log import EVENT_HTTP, EVENT_TCP, describe_request
+from connector.app.config import RunConfig
+from connector.app.durations import format_duration
 from connector.app.logs import MASK, Logger
 from connector.protocol.ports import Request, RequestKind
+from connector.protocol.protocol_choice import Transport
 
 _SECRET_HEADERS = frozenset((
     b"authorization", b"cookie", b"proxy-authorization", b"cf-access-jwt-assertion", b"cf-access-client-secret",
@@ -55,6 +58,21 @@ def request_log(log: Logger) -> Callable[[str, dict[str, Any]], None]:
             log.debug(_status_text(facts["status"]), **fields)
 
     return on_event
+
+
+def write_timeout_log(config: RunConfig, log: Logger) -> Callable[[Transport, int], None]:
+    """Give the listener for streams that `--write-stream-timeout` ended."""
+
+    def told(transport: Transport, conn_index: int) -> None:
+        log.error(
+            f"Closing {transport.value} stream due to timeout while writing",
+            error=f"the edge took nothing for {format_duration(config.write_timeout)}",
+            connIndex=conn_index,
+            event=EVENT_HTTP,
+            advice="--write-stream-timeout is how long; 0 is for ever.",
+        )
+
+    return told
 
 
 def _fields(request: Request, facts: dict[str, Any]) -> dict[str, Any]:

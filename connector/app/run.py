@@ -9,7 +9,7 @@ from __future__ import annotations
 from connector.app.command_table import Call
 from connector.app.config import read_token, run_config
 from connector.app.first_objects import loading
-from connector.app.flag_table import LATER, NO_EFFECT
+from connector.app.flag_table import NO_EFFECT
 from connector.app.local_config import configured_flags, say_what_was_read
 from connector.app.logs import Logger, stderr_logger
 
@@ -50,8 +50,6 @@ def start_log(call: Call) -> Logger:
         log.error(f'Failed to parse {what} "{text}", using "{instead}" instead')
     if call.exposed:
         _warn_exposed(log, call.exposed)
-    for name in flags.given(LATER):
-        log.warn(f"--{name} is not supported by this version and has no effect")
     ignored = flags.given(NO_EFFECT)
     if ignored:
         log.debug("Flags without effect", flags=ignored)

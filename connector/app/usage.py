@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable
 
 from connector.app.command_table import COMMANDS, SHORT, Call
-from connector.app.flag_table import FLAGS, GROUPS, LATER, NO_EFFECT, USED, Flag
+from connector.app.flag_table import FLAGS, GROUPS, NO_EFFECT, USED, Flag
 from connector.errors import UsageError
 
 WIDTH = 80
@@ -149,6 +149,4 @@ def _ignored() -> str:
             text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
         )
 
-    later = names(LATER)
-    first = f"Accepted, but not supported by this version (a warning says so):\n{later}\n\n" if later else ""
-    return f"{first}Accepted, and without any effect:\n{names(NO_EFFECT)}\n"
+    return f"Accepted, and without any effect:\n{names(NO_EFFECT)}\n"

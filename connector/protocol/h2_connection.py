@@ -319,6 +319,17 @@ class H2Connection:
         self.forget(stream)
         self.send_reset(stream.stream_id, code)
 
+    def waiting(self) -> list[tuple[int, int]]:
+        """Return the streams with payload that waits for the edge, and how much of each has left so far."""
+        return [(number, stream.traffic()[1]) for number, stream in self.streams.items() if stream.pending]
+
+    def give_up(self, stream_id: int, error: Exception) -> None:
+        """End a stream both ways and tell its sink."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self.reset_stream(stream, ErrorCode.CANCEL)
+            stream.abort(error)
+
     # --- sending ---------------------------------------------------------------------------------------------------
 
     def _detach(self, stream: H2Stream) -> None:

@@ -228,6 +228,21 @@ class QuicStreams:
         self.abort(stream, ProtocolError(f"an origin accepted nothing while {stream.lent} bytes waited for it"))
         return stream
 
+    def waiting(self) -> list[tuple[int, int]]:
+        """Return the streams with payload that waits for the edge, and how much of each has left so far."""
+        found = []
+        for number, stream in self.streams.items():
+            queued = self.sender.queued(number) if stream.unsent else 0
+            if queued:
+                found.append((number, stream.sent - queued))
+        return found
+
+    def give_up(self, stream_id: int, error: Exception) -> None:
+        """End a stream both ways and tell its sink."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self.abort(stream, error)
+
     # --- ends ------------------------------------------------------------------------------------------------------
 
     def abort(self, stream: QuicStream, error: BaseException | None) -> None:

@@ -25,6 +25,7 @@ from connector.protocol.ports import Acceptor, Buffer, LinkTap, Request, Request
 from connector.transport.bridge import SocketBridge
 from connector.transport.link import CHECK_SECONDS, Link, TcpDial, dial_tcp, explain_loss, format_address
 from connector.transport.tls import EDGE_NAMES, explain_tls_error, maybe_read_peer_certificate
+from connector.transport.write_timeout import WriteTimeout
 from connector.wire.h2_frames import encode_ping
 
 READ_SIZE = 256 * 1024
@@ -128,6 +129,7 @@ class H2Link(asyncio.BufferedProtocol):
         self._control: asyncio.Future[SocketBridge] = loop.create_future()
         self._bridge: SocketBridge | None = None
         self._check: asyncio.TimerHandle | None = None
+        self._write_timeout: WriteTimeout | None = None
         self.on_goaway: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
@@ -173,6 +175,11 @@ class H2Link(asyncio.BufferedProtocol):
             return
         self._check = self._loop.call_later(CHECK_SECONDS, self._unanswered)
         self._engine.append(encode_ping(_PING))
+
+    def limit_writes(self, seconds: float, on_timeout: Callable[[], None]) -> None:
+        """Give streams up from which the edge takes nothing for so long; `on_timeout` hears of each."""
+        if not self._ended:
+            self._write_timeout = WriteTimeout(self._engine, seconds, self._wake, on_timeout)
 
     def close(self) -> None:
         """Send what is queued, close TLS and TCP. Streams that are still open are reset towards their sinks."""
@@ -255,6 +262,8 @@ class H2Link(asyncio.BufferedProtocol):
             if timer is not None:
                 timer.cancel()
         self._timer = self._check = None
+        if self._write_timeout is not None:
+            self._write_timeout.stop()
         engine = self._engine
         if self._error is None and not self._closing:
             self._error = explain_loss(exc, self._peer, self.in_flight)

@@ -68,6 +68,9 @@ class Link(Protocol):
     def in_flight(self) -> int:
         """Return how many streams are open, the control stream not counted."""
 
+    def limit_writes(self, seconds: float, on_timeout: Callable[[], None]) -> None:
+        """Give streams up from which the edge takes nothing for so long; `on_timeout` hears of each."""
+
     def check(self) -> None:
         """Find out soon whether the edge is still there, after news that the path to it may have changed.
 

@@ -42,6 +42,7 @@ from connector.transport.quic_watch import WatchedSender
 from connector.transport.rpc_server import RPC_SECONDS, ConfigurationOnly, RpcHandlers, RpcServer
 from connector.transport.tls import EDGE_NAMES
 from connector.transport.udp import UDP_ADVICE, UdpSocket, explain_udp_error, open_udp
+from connector.transport.write_timeout import WriteTimeout
 
 TIMER_RESOLUTION = 0.001
 
@@ -228,6 +229,8 @@ class QuicLink:
         self._resume_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._write_timeout: WriteTimeout | None = None
+        self._last_figures: dict[str, float] = {}
         self._last_received = self._last_ping = monotonic()
         self._stall: tuple[int, float] | None = None  # progress and time when receiving was seen standing still
         self._paused_bytes = 0
@@ -271,7 +274,7 @@ class QuicLink:
         """What is known of the way to the edge: the engine's figures, `mtu`, `sent_bytes` and `receive_bytes`."""
         udp = self._udp
         found = {"mtu": float(self.mtu), "sent_bytes": udp.bytes_sent, "receive_bytes": udp.bytes_received}
-        return found if self._ended else {**found, **self._engine.figures()}
+        return {**found, **self._last_figures} if self._ended else {**found, **self._engine.figures()}
 
     async def handshake(self, datagrams: DatagramSink | None = None) -> None:
         """Run the handshake; afterwards the control stream is open, and `datagrams` serves DATAGRAM frames.
@@ -307,6 +310,11 @@ class QuicLink:
             self._last_ping = monotonic()
             self._engine.ping()
             self._wake()
+
+    def limit_writes(self, seconds: float, on_timeout: Callable[[], None]) -> None:
+        """Give streams up from which the edge takes nothing for so long; `on_timeout` hears of each."""
+        if not self._ended:
+            self._write_timeout = WriteTimeout(self._streams, seconds, self._wake, on_timeout)
 
     def close(self) -> None:
         """Send what is queued, then CONNECTION_CLOSE 0. Streams that are still open are reset towards their sinks."""
@@ -633,6 +641,9 @@ class QuicLink:
         """Let everything go. Idempotent."""
         if self._ended:
             return
+        lost = self._engine.figures().get("lost_packets")
+        if lost is not None:
+            self._last_figures["lost_packets"] = lost
         self._ended = True
         self._error = error
         if self._tap is not None:
@@ -640,6 +651,8 @@ class QuicLink:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._write_timeout is not None:
+            self._write_timeout.stop()
         self._udp.close()
         if self._keylog is not None:
             self._keylog.close()

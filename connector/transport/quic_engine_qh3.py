@@ -44,11 +44,16 @@ from connector.transport.quic_engine import (
 
 MAX_ACK_DELAY = 0.025
 
+DEFAULT_UDP_PAYLOAD = 65_527
+"""What a peer takes that does not say (RFC 9000 section 18.2)."""
+
 
 class _Bridge(QuicTlsBridge):
     """TLS with our transport parameters instead of the library's, which imitate a browser and allow 100 streams."""
 
     max_streams = 0
+    peer_udp_payload = 0
+    """Bytes of UDP payload that the peer takes, in its own words; 0 before they came."""
 
     def serialize_transport_parameters(self) -> bytes:
         """Return the parameters of proto/README.md, QUIC part."""
@@ -77,6 +82,7 @@ class _Bridge(QuicTlsBridge):
     def parse_transport_parameters(self, data: bytes, *, from_session_ticket: bool = False) -> QuicTransportParameters:
         """Bound the peer's word on UDP payload by ours: it is the ceiling of path MTU probing."""
         parameters = super().parse_transport_parameters(data, from_session_ticket=from_session_ticket)
+        self.peer_udp_payload = parameters.max_udp_payload_size or DEFAULT_UDP_PAYLOAD
         parameters.max_udp_payload_size = min(parameters.max_udp_payload_size or MAX_UDP_PAYLOAD, MAX_UDP_PAYLOAD)
         return parameters
 
@@ -228,7 +234,10 @@ class Qh3Engine:
         core = self._core
         if core is None:
             return {}
-        found = {"congestion_window": float(core.congestion_window)}
+        found = {"congestion_window": float(core.congestion_window), "lost_packets": float(core.loss_total)}
+        tls = self._connection._tls
+        if isinstance(tls, _Bridge) and tls.peer_udp_payload:
+            found["max_udp_payload"] = float(tls.peer_udp_payload)
         for name, seconds in (("latest_rtt", core.latest_rtt), ("smoothed_rtt", core.smoothed_rtt)):
             if seconds:
                 found[name] = seconds * 1000

@@ -24,7 +24,7 @@ from connector.app.meters import Meters
 from connector.app.metrics import Metrics
 from connector.app.pages import Pages
 from connector.app.process import access_keys_url
-from connector.app.request_log import request_log
+from connector.app.request_log import request_log, write_timeout_log
 from connector.app.tracing import trace_request
 from connector.app.workers import messages as say
 from connector.app.workers.flow_count import FlowCount
@@ -150,6 +150,7 @@ class Worker:
             quic=choice.needs_quic,
             http2=choice.needs_http2,
             on_malformed=lambda what: log.debug("The edge sent a request that is none", event=EVENT_HTTP, error=what),
+            on_write_timeout=write_timeout_log(config, log),
         )
         self._icmp_sources: list[str] = []
         if choice.needs_quic:
