@@ -196,10 +196,17 @@ def _wrong(flag: Flag, text: str, name: str, variable: str, cause: str) -> Usage
 
 def _as_text(flag: Flag, value: Value) -> str:
     if isinstance(value, list):
-        return ",".join(value)
+        return f"[{' '.join(value)}]"
     if isinstance(value, bool):
         return "true" if value else "false"
     return format_duration(float(value)) if flag.kind == "duration" and not isinstance(value, str) else str(value)
+
+
+def _shown(flag: Flag, texts: list[str]) -> str:
+    """Give what stood on the command line as cloudflared prints it."""
+    if flag.kind == "list":
+        return _as_text(flag, texts)
+    return _as_text(flag, convert(flag, texts[-1], flag.name)) if flag.kind in {"bool", "duration"} else texts[-1]
 
 
 class Flags:
@@ -315,5 +322,8 @@ class Flags:
                 shown[name] = "*****" if self._known[name].secret else _as_text(self._known[name], value)
         for level in self._levels:
             for name, texts in level.given.items():
-                shown[name] = "*****" if self._known[name].secret else ",".join(texts)
+                shown[name] = "*****" if self._known[name].secret else _shown(self._known[name], texts)
+        for name in list(shown):
+            if alias := self._known[name].alias:
+                shown[alias] = shown[name]  # as cloudflared prints them
         return dict(sorted(shown.items()))

@@ -11,6 +11,9 @@ from connector.transport.link import Link
 
 _SUMS = ("sent_bytes", "receive_bytes", "lost_packets")
 
+_FROM_THE_START = ("quic_client_closed_connections", "quic_client_packet_too_big_dropped")
+"""Counters that are there with the first QUIC connection, at zero: a rate needs its beginning."""
+
 ANY_REASON = "any"
 """Label of `quic_client_lost_packets`: the library counts what was lost, not by which rule it was noticed."""
 
@@ -28,6 +31,8 @@ class LinkMeters:
         self._open[link] = conn_index
         if link.protocol == "quic":
             COUNTS.add("quic_client_total_connections")
+            for name in _FROM_THE_START:
+                COUNTS.add(name, by=0)
 
     def local_address(self) -> str:
         """Give this machine's address as a link has it, or nothing."""

@@ -196,4 +196,34 @@ def _process_registry() -> CollectorRegistry:
     prometheus_client.ProcessCollector(registry=registry)
     prometheus_client.PlatformCollector(registry=registry)
     prometheus_client.GCCollector(registry=registry)
+    registry.register(_ProcessExtras())
     return registry
+
+
+class _ProcessExtras:
+    """What Go's client tells of a process and Python's does not; left out where the system does not say."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the address space that is allowed, and bytes over the network (of the whole network namespace)."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
+
+        try:
+            import resource  # noqa: PLC0415  (not on Windows)
+
+            limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        except (ImportError, OSError, ValueError):
+            return
+        most = float(limit if limit >= 0 else 2**64 - 1)
+        yield GaugeMetricFamily(
+            "process_virtual_memory_max_bytes", "Maximum amount of virtual memory available in bytes.", value=most
+        )
+        try:
+            with open("/proc/self/net/netstat", encoding="ascii") as file:
+                lines = [line.split() for line in file if line.startswith("IpExt:")]
+            octets = dict(zip(lines[0], lines[1], strict=True))
+            received, sent = float(octets["InOctets"]), float(octets["OutOctets"])
+        except (OSError, ValueError, KeyError, IndexError):
+            return
+        text = "Number of bytes {} by the process over the network."
+        yield CounterMetricFamily("process_network_receive_bytes", text.format("received"), value=received)
+        yield CounterMetricFamily("process_network_transmit_bytes", text.format("sent"), value=sent)

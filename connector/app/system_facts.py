@@ -30,7 +30,7 @@ MAX_DISKS = 64
 
 
 async def system_information() -> dict[str, Any]:
-    """Give `{"info":…,"errors":…}`; `errors` is null when everything could be read."""
+    """Give `{"info":…,"errors":…}`; `errors` is empty when everything could be read."""
     try:
         async with asyncio.timeout(SYSTEM_SECONDS):
             return await in_daemon_thread(_collect, "facts of the system")  # a dead mount would hold it for ever
@@ -53,8 +53,12 @@ def _collect() -> dict[str, Any]:
             info.update(part())
         except (OSError, ValueError, KeyError) as error:
             errors[name] = {"error": str(error), "rawInfo": ""}
-    info.update(cloudflaredVersion=__version__, goVersion=f"Python {platform.python_version()}", goArch=go_arch())
-    return {"info": info, "errors": errors or None}
+    info.update(
+        cloudflaredVersion=__version__,
+        goVersion=f"Python {platform.python_version()}",
+        goArch=go_arch().partition("_")[2],
+    )
+    return {"info": info, "errors": errors}
 
 
 def _memory() -> dict[str, Any]:
@@ -74,8 +78,8 @@ def _system() -> dict[str, Any]:
     return {
         "osSystem": name.system,
         "hostName": socket.gethostname(),
-        "osVersion": name.version,
-        "osRelease": name.release,
+        "osVersion": name.release,  # the names are as cloudflared has them
+        "osRelease": name.version,
         "architecture": name.machine,
     }
 

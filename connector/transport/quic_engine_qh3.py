@@ -209,6 +209,7 @@ class Qh3Engine:
         self._established = False  # the handshake is done and the core is used directly
         self._reported_end = False
         self._pings = 0
+        self._min_rtt = 0.0  # seconds, of what was seen at timers and scrapes: the core keeps none
 
     # --- state -----------------------------------------------------------------------------------------------------
 
@@ -230,7 +231,7 @@ class Qh3Engine:
         return int(self._core.active_path[5]) if self._core is not None else INITIAL_SIZE[self._settings.ip_version]
 
     def figures(self) -> dict[str, float]:
-        """Return what the core tells; it keeps no minimum of the round trip."""
+        """Return what the core tells, and the least round trip that was seen."""
         core = self._core
         if core is None:
             return {}
@@ -238,10 +239,17 @@ class Qh3Engine:
         tls = self._connection._tls
         if isinstance(tls, _Bridge) and tls.peer_udp_payload:
             found["max_udp_payload"] = float(tls.peer_udp_payload)
-        for name, seconds in (("latest_rtt", core.latest_rtt), ("smoothed_rtt", core.smoothed_rtt)):
+        self._note_round_trip()
+        times = (("min_rtt", self._min_rtt), ("latest_rtt", core.latest_rtt), ("smoothed_rtt", core.smoothed_rtt))
+        for name, seconds in times:
             if seconds:
                 found[name] = seconds * 1000
         return found
+
+    def _note_round_trip(self) -> None:
+        latest = self._core.latest_rtt
+        if latest and (not self._min_rtt or latest < self._min_rtt):
+            self._min_rtt = latest
 
     # --- packets ---------------------------------------------------------------------------------------------------
 
@@ -318,6 +326,7 @@ class Qh3Engine:
     def handle_timeout(self, now: float) -> None:
         """Let the core's timers run."""
         if self._established:
+            self._note_round_trip()
             self._core.handle_timer(now)
         else:
             self._connection.handle_timer(now)

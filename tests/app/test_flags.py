@@ -122,6 +122,8 @@ def test_errors_of_the_environment_name_the_variable() -> None:
 def test_secrets_are_not_shown() -> None:
     token = "eyJhIjoiMDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWYifQ=="
     assert flags("--token", token, "--url", "x").settings() == {"token": "*****", "url": "x"}
+    shown = flags("--edge", "a:1", "--edge", "b:2", "-p", "quic", "--grace-period", "90s", "--socks5").settings()
+    assert shown == {"edge": "[a:1 b:2]", "grace-period": "1m30s", "p": "quic", "protocol": "quic", "socks5": "true"}
     assert flags("--loglevel", token).unknown() == [("loglevel", "(hidden: looks like a token)", "info")]
     for argv in ([f"--no-autoupdate={token}"], ["--edge-ip-version", token], [f"-{token}"], [f"--{token}", "x"]):
         with pytest.raises(UsageError) as caught:

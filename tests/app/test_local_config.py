@@ -79,7 +79,7 @@ def test_command_line_beats_environment_beats_file(home: Path) -> None:
     assert flags.value("no-autoupdate") is True
     assert flags.source("loglevel") == f"the key loglevel of {home / 'c.yml'}"
     assert flags.settings()["grace-period"] == "45s"
-    assert flags.settings()["edge"] == "a:1,b:2"
+    assert flags.settings()["edge"] == "[a:1 b:2]"
 
 
 def test_secrets_of_a_file_are_not_shown(home: Path) -> None:
