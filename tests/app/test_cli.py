@@ -44,7 +44,7 @@ def connector(*argv: str, env: dict[str, str] | None = None) -> subprocess.Compl
         (("tunnel", "--help"), "connector tunnel - "),
         (("tunnel", "run", "-h"), "connector run - "),
         (("help", "run"), "connector run - "),
-        (("help", "flags"), "Accepted, but"),
+        (("help", "flags"), "Accepted, and"),
         (("--version",), "connector version 0."),
         (("-v",), "connector version 0."),
         (("version",), "connector version 0."),

@@ -165,14 +165,12 @@ def test_waiting_for_an_unreachable_edge_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_flags_without_effect_are_mentioned_once(tmp_path: Path) -> None:
-    with up(tmp_path, "--no-prechecks", "--heartbeat-count=3", "--write-stream-timeout=1s", "--loglevel", "debug") as (
+    with up(tmp_path, "--no-prechecks", "--heartbeat-count=3", "--loglevel", "debug") as (
         _,
         child,
     ):
         (line,) = [event for event in child.events if event.get("message") == "Flags without effect"]
         assert (line["level"], line["flags"]) == ("debug", ["heartbeat-count"])
-        (line,) = [event for event in child.events if "--write-stream-timeout" in str(event.get("message"))]
-        assert line["level"] == "warn"
 
 
 def test_the_pidfile_is_written_after_registration(tmp_path: Path) -> None:

@@ -332,8 +332,8 @@ class Worker:
                 histograms.append((name, labels, tuple(value.bounds), value.counts, value.sum))
             elif name not in LEADERS:
                 numbers.append((name, labels, value))
-        for (name, index), value in self._state.links.numbers().items():
-            numbers.append((name, (index,), value))
+        for (name, labels), value in self._state.links.numbers().items():
+            numbers.append((name, labels, value))
         for generation, facts in enumerate(gc.get_stats()):
             for name in GC_NUMBERS:
                 numbers.append((name, (str(generation),), facts[name.rpartition(":")[2]]))
