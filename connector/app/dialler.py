@@ -14,7 +14,7 @@ from connector.app.config import RunConfig
 from connector.app.orchestrator import Orchestrator
 from connector.errors import ConfigError
 from connector.protocol.edge_addresses import EdgeAddress
-from connector.protocol.ports import Acceptor, LinkTap, Request, StreamPort, StreamSink, Tap
+from connector.protocol.ports import Acceptor, Batch, LinkTap, Request, StreamPort, StreamSink, Tap
 from connector.protocol.protocol_choice import Transport
 from connector.transport.h2 import dial_h2
 from connector.transport.link import Link, TcpDial, dial_tcp, format_address
@@ -49,6 +49,8 @@ class Dialler:
         self._on_malformed = on_malformed
         self._on_write_timeout = on_write_timeout
         self._ports: dict[int, int] = {}
+        self.batch: Batch | None = None
+        """Told where reads of links begin and end."""
         self.private: PrivateLinks | None = None
         """Serves the datagrams of QUIC links; without it there are none."""
         self._tls = edge_context(config.cacert) if http2 else None
@@ -111,6 +113,7 @@ class Dialler:
             context=self._tls,
             accept=self._accept_for(conn_index),
             tap=tap,
+            batch=self.batch,
             local_address=(bind, 0) if bind else None,
             dial=dial,
             connect_timeout=DIAL_SECONDS,
@@ -168,6 +171,7 @@ class Dialler:
             context=self._quic_tls,
             accept=self._accept_for(conn_index),
             tap=tap,
+            batch=self.batch,
             on_configuration=self._orchestrator.on_rpc,
             rpc_handlers=LinkHandlers(sink, self._orchestrator.on_rpc) if sink is not None else None,
             datagrams=sink,

@@ -259,6 +259,7 @@ def _dialler(
         on_malformed=lambda what: log.debug("The edge sent a request that is none", event=EVENT_HTTP, error=what),
         on_write_timeout=write_timeout_log(config, log),
     )
+    dialler.batch = dispatcher.writes
     if choice.needs_quic:
         from connector.app.private_network import PrivateLinks  # noqa: PLC0415  (datagrams are QUIC's)
 

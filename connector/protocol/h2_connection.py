@@ -441,9 +441,12 @@ class H2Connection:
                     and 0 < length <= stream.receive_window
                     and length <= self.receive_window
                     and word <= largest
+                    and (stream.body_left < 0 or length <= stream.body_left)
                 ):
                     stream.receive_window -= length
                     self.receive_window -= length
+                    if stream.body_left >= 0:
+                        stream.body_left -= length
                     pos = stop
                     try:
                         if copying and length < _SMALL:
@@ -454,8 +457,8 @@ class H2Connection:
                             stream.sink.on_data(view[start:stop])
                     except Exception as error:
                         self.sink_failed(stream, error)
-                    if flags and not stream.closed:
-                        stream.end_receiving()
+                    if flags:
+                        self.end_payload(stream)
                     continue
             kind = word & 0xFF
             stream_id &= STREAM_ID_MASK

@@ -140,7 +140,7 @@ class H2Stream:
         self.spans = b""
         self.owed = 0  # consumed, but not yet given back as credit
         self.body_left = request.content_length  # what it still allows; -1: no content-length
-        self.receiving = request.content_length < 0  # = not receive_ended and not discarding and body_left < 0
+        self.receiving = True  # = not receive_ended and not discarding
         self.receive_ended = False
         self.discarding = False
         self.streaming = False  # = responded, nothing pending, no end queued or sent

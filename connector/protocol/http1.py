@@ -154,9 +154,17 @@ def content_length_line(length: int) -> bytes:
     return b"Content-Length: %d\r\n" % length
 
 
+CHUNK_END: Final = b"\r\n"
+
+
+def chunk_head(size: int) -> bytes:
+    """Return the line before a chunk of `size` bytes, more than none."""
+    return b"%x\r\n" % size
+
+
 def encode_chunk(data: Buffer) -> bytes:
     """Return `data` (not empty) as one chunk."""
-    return b"%x\r\n%b\r\n" % (len(data), bytes(data))
+    return b"".join((b"%x\r\n" % len(data), data, b"\r\n"))
 
 
 class ResponseHandler(Protocol):
@@ -215,7 +223,7 @@ class ResponseParser:
         """Whether the response ended."""
         return self._state == _DONE
 
-    def receive_data(self, data: bytes) -> None:
+    def receive_data(self, data: Buffer) -> None:
         """Take what the origin sent. Errors: OriginProtocolError."""
         state = self._state
         if state == _LENGTH:
@@ -231,7 +239,7 @@ class ResponseParser:
             self._receive_chunked(data)
         elif state == _HEAD:
             self.started = True
-            self._receive_head(data)
+            self._receive_head(data if type(data) is bytes else bytes(data))
         else:
             self.keep_alive = False
 
@@ -397,7 +405,7 @@ class ResponseParser:
 
     # -- bodies
 
-    def _end_length(self, data: bytes) -> None:
+    def _end_length(self, data: Buffer) -> None:
         left = self._left
         if len(data) > left:
             self.keep_alive = False
@@ -407,7 +415,7 @@ class ResponseParser:
         self._handler.on_body(data)
         self._complete(())
 
-    def _receive_chunked(self, data: bytes) -> None:
+    def _receive_chunked(self, data: Buffer) -> None:
         parser = self._parser
         assert parser is not None
         self._used = False

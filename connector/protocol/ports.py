@@ -94,7 +94,8 @@ class StreamSink(Protocol):
     """
 
     def on_data(self, data: Buffer) -> None:
-        """Take request payload. Borrowed: the buffer is valid only during the call (copy what must be kept).
+        """Take request payload. Borrowed: the buffer is valid during the call (copy what must be kept), or until the
+        end of the Batch where the link has one.
 
         The sink owes exactly `len(data)` of `StreamPort.consumed`, in any portions, as soon as the origin accepted it.
         """
@@ -152,6 +153,19 @@ class StreamPort(Protocol):
 Acceptor = Callable[[Request, StreamPort], StreamSink]
 """Called once per stream that the edge opens, before any payload. It may call `port.respond` and friends at once, and
 must return a sink (one that ignores everything if the request was already answered). Must not raise."""
+
+
+class Batch(Protocol):
+    """Who wants to know where one read of a link begins and ends: the proxy, to join what goes to one origin.
+
+    From `begin` to `end` buffers that `on_data` lent stay valid. Links of one loop never overlap in it.
+    """
+
+    def begin(self) -> None:
+        """What one read brought is about to be handed on."""
+
+    def end(self) -> None:
+        """It was."""
 
 
 class DatagramPort(Protocol):

@@ -28,7 +28,7 @@ class Destinations:
         return [*(pool for pool, _ in self._pools.values()), *self._left]
 
     def dial(self, user: OriginUser, host: str, port: int, settings: OriginSettings) -> None:
-        """Connect; `on_connected` or `on_dial_failed` follows, later. Leave with `leave`, whatever came."""
+        """Connect; `on_connected` or `on_dial_failed` follows, maybe at once. Leave with `leave`, whatever came."""
         key = (host, port, settings)
         entry = self._pools.get(key)
         if entry is None:
@@ -39,7 +39,9 @@ class Destinations:
             entry = self._pools[key] = (pool, set())
         pool, users = entry
         users.add(user)
-        pool.acquire(user, fresh=True)
+        connection = pool.acquire(user, fresh=True)
+        if connection is not None:
+            user.on_connected(connection)
 
     def leave(self, user: OriginUser, host: str, port: int, settings: OriginSettings) -> None:
         """Forget a user that dialled; a dial that runs is cancelled."""

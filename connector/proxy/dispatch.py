@@ -36,6 +36,7 @@ from connector.proxy.reply import UnsupportedError, cause_of, describe, refuse
 from connector.proxy.splice import DrainQueue
 from connector.proxy.watch import RequestTrace, Tracing, Watch
 from connector.proxy.websocket import WebSocketExchange
+from connector.proxy.write_queue import WriteQueue
 from connector.proxy.ws_pings import PingClock, PingClocks
 
 if TYPE_CHECKING:  # loaded where a rule or a request wants them
@@ -100,6 +101,8 @@ class Dispatcher:
         self._fields = OwnFields(
             (name.encode(), value.encode()) for name, value in [*names, ("Cf-Warp-Tag-ID", str(connector_id))]
         )
+        self.writes = WriteQueue()
+        """Where links say where their reads begin and end."""
         self._active: set[Exchange] = set()
         self._gates: set[AccessGate] = set()
         self._told: set[Exchange] = set()
@@ -107,11 +110,11 @@ class Dispatcher:
         self._access: Access | None = None
         self._hello: HelloSite | None = None
         self._destinations = Destinations(loop)
-        self._tcp_drains = DrainQueue(loop, limits.TCP_HALF_CLOSED, while_moving=True)
+        self._tcp_drains = DrainQueue(loop, self.writes, limits.TCP_HALF_CLOSED, while_moving=True)
         self._carrier_clock = PingClock(loop, limits.CARRIER_PING)
         self._configuring = 0
         self._drained: asyncio.Future[None] | None = None
-        self._drains = DrainQueue(loop)
+        self._drains = DrainQueue(loop, self.writes)
         self._clocks = PingClocks(loop)
         self._proxies = origin_proxies
         self._routes: list[Route | FlowRoute | None] = []

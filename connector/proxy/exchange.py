@@ -11,6 +11,7 @@ from typing import Protocol
 from connector.protocol.ports import Request, StreamPort, StreamSink, Tap
 from connector.proxy.ingress import Rule
 from connector.proxy.watch import RequestTrace
+from connector.proxy.write_queue import WriteQueue
 
 
 class Exchange(StreamSink, Protocol):
@@ -45,6 +46,8 @@ class Owner(Protocol):
     loop: asyncio.AbstractEventLoop
     tap: Tap | None
     """Looks on, when somebody does."""
+    writes: WriteQueue
+    """Writes towards origins that wait for the end of a read."""
 
     def exchange_failed(self, exchange: Exchange, error: BaseException) -> None:
         """Count and report an error that is not the client's going away."""

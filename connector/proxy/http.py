@@ -15,10 +15,12 @@ from typing import Final
 
 from connector.errors import ConnectorError, OriginError, OriginProtocolError
 from connector.protocol.http1 import (
+    CHUNK_END,
     CHUNKED_LINE,
     LAST_CHUNK,
     OwnFields,
     ResponseParser,
+    chunk_head,
     content_length_line,
     encode_chunk,
     encode_request_head,
@@ -70,9 +72,10 @@ _SENT: Final = 3
 class HttpExchange:
     """One request and its response. Call `start` once; then the callbacks run it."""
 
-    __slots__ = ("_body_sent", "_chunked", "_connection", "_edge_paused", "_eof", "_left", "_origin_full", "_owed",
-                 "_owner", "_parser", "_pending", "_pending_size", "_phase", "_reused", "_timer", "aborted", "client",
-                 "finished", "port", "request", "route", "rule", "started", "status", "trace", "whole")  # fmt: skip
+    __slots__ = ("_body", "_body_sent", "_chunked", "_connection", "_edge_paused", "_eof", "_left", "_origin_full",
+                 "_owed", "_owner", "_parser", "_pending", "_pending_size", "_phase", "_reused", "_timer", "aborted",
+                 "client", "finished", "port", "request", "route", "rule", "started", "status", "trace",
+                 "whole")  # fmt: skip
 
     upgrade = False
 
@@ -96,6 +99,7 @@ class HttpExchange:
         self._connection: OriginConnection | None = None
         self._parser: ResponseParser | None = None
         self._pending: list[bytes] = []
+        self._body: list[Buffer] = []
         self._pending_size = 0
         self._chunked = False
         self._left = 0
@@ -131,16 +135,18 @@ class HttpExchange:
         """Pass request payload on, or keep it until there is a connection."""
         size = len(data)
         if self._phase == _SENDING:
-            connection = self._connection
-            assert connection is not None
-            if self._chunked:
-                connection.transport.write(encode_chunk(data))
-            else:
+            if not self._chunked:
                 self._left -= size
                 if self._left < 0:
                     self._fail(BadRequestError("the request body is longer than its Content-Length"))
                     return
-                connection.transport.write(bytes(data))
+            writes = self._owner.writes
+            body = self._body
+            body.append(data)
+            if not writes.holding:
+                self.flush()
+            elif len(body) == 1:
+                writes.add(self)
             self._body_sent = True
             if self._origin_full:
                 self._owed += size
@@ -157,6 +163,21 @@ class HttpExchange:
             self._pending_size += size
             if self._phase == _DECIDING:
                 self._more_to_decide(size)
+
+    def flush(self) -> None:
+        """Write what this read brought of the body; as one chunk, where it is chunked."""
+        body = self._body
+        connection = self._connection
+        if not body or connection is None:
+            return
+        self._body = []
+        if self._chunked:
+            body.insert(0, chunk_head(sum(map(len, body))))
+            body.append(CHUNK_END)
+        if len(body) == 1:
+            connection.write(body[0])
+        else:
+            connection.write_all(body)
 
     def on_eof(self) -> None:
         """End the request."""
@@ -254,7 +275,7 @@ class HttpExchange:
         self._parser = ResponseParser(self, request.method, upgrade=self.upgrade)
         if self._edge_paused:
             connection.transport.pause_reading()
-        write = connection.transport.write
+        write = connection.write
         pending = self._pending
         if pending and not self.upgrade:
             self._pending = []
@@ -307,10 +328,12 @@ class HttpExchange:
         return self.request.headers
 
     def _end_request(self) -> None:
+        self.flush()
         connection = self._connection
-        assert connection is not None
+        if connection is None:
+            return
         if self._chunked:
-            connection.transport.write(LAST_CHUNK)
+            connection.write(LAST_CHUNK)
         elif self._left:
             self._fail(BadRequestError(f"the request body ended {self._left} bytes before its Content-Length"))
             return
@@ -333,7 +356,7 @@ class HttpExchange:
 
     # -- from the origin
 
-    def on_origin_data(self, data: bytes) -> None:
+    def on_origin_data(self, data: Buffer) -> None:
         """Parse; the parser calls on_head, on_body and on_complete."""
         parser = self._parser
         assert parser is not None
@@ -452,4 +475,5 @@ class HttpExchange:
             connection.abort()
         self._parser = None
         self._pending = []
+        self._body = []
         self._owner.exchange_finished(self)

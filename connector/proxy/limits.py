@@ -23,6 +23,10 @@ BODY_PROBE: Final = 0.2
 HAPPY_EYEBALLS_DELAY: Final = 0.3
 """Seconds before the next address is tried beside a slow one (RFC 8305 section 5: 250 ms; Go: 300 ms)."""
 
+RESOLVED_FOR: Final = 1.0
+"""Seconds for which the addresses of an origin's name are used again, while they answer at once. Go and cloudflared ask
+each time, through a resolver that may remember; container names move when a container is made anew."""
+
 ORIGIN_HIGH_WATER: Final = 64 * 1024
 """Bytes queued towards an origin before the edge's credit is held back (asyncio's and Node's default: 64, 16 KiB)."""
 

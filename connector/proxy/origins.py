@@ -4,33 +4,33 @@ Owns: OriginPool (idle connections, waiting users, dials in flight) and OriginCo
 In: an OriginUser that wants a connection. Out: a connection, at once or later; OriginError.
 Never: knows HTTP; it moves bytes and says when a connection is gone.
 
-*Strategy*: `acquire` answers at once from the idle stack (last in, first out). Otherwise one task dials for this user;
-a connection released meanwhile goes to the user that waits longest, and the dial's own fruit then becomes idle. One
-`call_at` per pool ends connections that idled too long.
+*Strategy*: `acquire` answers at once from the idle stack (last in, first out), or with a new connection where one can
+be had at once. Otherwise one task dials for this user; a connection released meanwhile goes to the user that waits
+longest, and the dial's own fruit then becomes idle. One `call_at` per pool ends connections that idled too long. Plain
+connections are SocketStreams, those with TLS the loop's own transports.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import math
 import select
 import socket
 import ssl
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
 from connector.errors import OriginDialError, OriginError
+from connector.protocol.ports import Buffer
 from connector.proxy import limits
 from connector.proxy.ingress import OriginSettings, Service
 from connector.proxy.ingress_services import port_problem
+from connector.proxy.origin_dial import OriginDialler
 from connector.proxy.origin_proxy import PROXY_ADVICE, ProxyHop
 from connector.proxy.origin_tls import connect_error, connect_timeout, origin_context, tls_error, tls_timeout
 from connector.proxy.proxy_protocol import encode_proxy_header
-from connector.transport.lookup import look_up
+from connector.transport.streams import ByteStream, SocketStream, StreamUser
 
 _HANGUP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
-
-AddressInfo = tuple[Any, ...]
 
 
 class OriginUser(Protocol):
@@ -46,8 +46,8 @@ class OriginUser(Protocol):
     def on_dial_failed(self, error: OriginError) -> None:
         """No connection will come."""
 
-    def on_origin_data(self, data: bytes) -> None:
-        """Take what the origin sent."""
+    def on_origin_data(self, data: Buffer) -> None:
+        """Take what the origin sent. Borrowed: valid only during the call."""
 
     def on_origin_eof(self) -> bool:
         """Take the end of what the origin sends; return whether the connection stays open for writing."""
@@ -73,33 +73,57 @@ class Multiplexer(Protocol):
         """End idle connections; the others with their last exchange."""
 
 
-class OriginConnection(asyncio.Protocol):
+class OriginConnection:
     """One connection to an origin, used by one exchange at a time.
 
-    The user writes with `transport.write` and stops reading with `transport.pause_reading`; it gives the connection
+    The user writes with `write` and stops reading with `transport.pause_reading`; it gives the connection
     back with `pool.release` or ends it with `abort`.
     """
 
-    __slots__ = ("_intended", "idle_since", "key", "pool", "transport", "user", "uses")
+    __slots__ = ("_intended", "idle_since", "key", "pool", "transport", "user", "uses", "write")
 
-    transport: asyncio.Transport
+    transport: ByteStream
+    write: Callable[[Buffer], None]
+    """Send borrowed bytes."""
 
-    def __init__(self, pool: OriginPool, key: str, intended: OriginUser) -> None:
+    def __init__(self, pool: OriginPool, key: str, intended: OriginUser | None = None) -> None:
         self.pool = pool
         self.key = key
         self.user: OriginUser | None = None
         self.uses = 0
-        self._intended: OriginUser | None = intended
+        self._intended = intended
         self.idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Hand the connection to its user, or keep it."""
-        self.transport = cast("asyncio.Transport", transport)
+        self.transport = cast("ByteStream", transport)
         self.transport.set_write_buffer_limits(high=limits.ORIGIN_HIGH_WATER)
+        self.write = self._write_copy
         self.pool.opened(self, self._intended)
         # Not at once: a transport may not be paused or aborted yet (uvloop). Nothing can arrive before, except what
         # came along with a TLS handshake.
         self.pool.call_soon(self._settle)
+
+    def attach(self, stream: ByteStream, user: OriginUser | None) -> None:
+        """Take a plain stream that was just made, for `user` if it is the only one who may have it."""
+        self.transport = stream
+        self.write = stream.write
+        stream.set_write_buffer_limits(high=limits.ORIGIN_HIGH_WATER)
+        self._intended = None
+        self.user = user
+        self.uses = user is not None
+
+    def write_all(self, chunks: Sequence[Buffer]) -> None:
+        """Send several borrowed buffers as one."""
+        stream = self.transport
+        if isinstance(stream, SocketStream):
+            stream.write_all(chunks)
+        else:
+            stream.write(b"".join(chunks))
+
+    def _write_copy(self, data: Buffer) -> None:
+        """Send bytes through a transport that keeps what it cannot send at once."""
+        self.transport.write(bytes(data))
 
     def _settle(self) -> None:
         """Give a new connection to the user that it was dialled for, or to the next."""
@@ -107,14 +131,14 @@ class OriginConnection(asyncio.Protocol):
         if intended is not None:
             self.pool.settle(self, intended)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: Buffer) -> None:
         """Pass bytes to the user; without one the connection is of no more use."""
         user = self.user
         if user is not None:
             user.on_origin_data(data)
         elif self._intended is not None:
             self._settle()
-            self._successor().data_received(data)
+            self._successor().data_received(bytes(data))
         else:
             # Nobody asked: a time-out message, or garbage behind the last answer.
             self.transport.abort()
@@ -140,9 +164,9 @@ class OriginConnection(asyncio.Protocol):
         if user is not None:
             user.on_origin_lost(error)
 
-    def _successor(self) -> asyncio.Protocol:
+    def _successor(self) -> StreamUser:
         """Return who gets what the transport brings: a user may have put its own protocol there when it was settled."""
-        return cast("asyncio.Protocol", self.transport.get_protocol())
+        return cast("StreamUser", self.transport.get_protocol())
 
     def pause_writing(self) -> None:
         """Tell the user that the origin is slow."""
@@ -216,11 +240,10 @@ class OriginPool:
         self._open: set[OriginConnection] = set()
         self._waiting: dict[OriginUser, tuple[str, asyncio.Task[None] | None, bool]] = {}
         self._dials: set[asyncio.Task[Any]] = set()
-        self._lookup: asyncio.Task[list[AddressInfo]] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None
-        self._literal = _literal_address(self._dialled)
+        self._dialler = OriginDialler(loop, self._dialled, settings)
         self.dialled = 0
         """Connections that were ever opened; for tests and metrics."""
 
@@ -236,8 +259,8 @@ class OriginPool:
 
     @property
     def dialling(self) -> int:
-        """Tasks that dial."""
-        return len(self._dials)
+        """Tasks that dial or look a name up."""
+        return len(self._dials) + (self._dialler.looking_up is not None)
 
     def key_for(self, host: bytes, *, upgrade: bool = False) -> str:
         """Return what connections for a request's Host must share: the SNI name with `matchSNItoHost`, else nothing."""
@@ -252,7 +275,7 @@ class OriginPool:
     def acquire(
         self, user: OriginUser, key: str = "", *, fresh: bool = False, careful: bool = False
     ) -> OriginConnection | None:
-        """Return an idle connection, or None and dial: `on_connected` or `on_dial_failed` follows.
+        """Return an idle connection or a new one, or None and dial: `on_connected` or `on_dial_failed` follows.
 
         `fresh` takes only a new one; `careful` asks the kernel first whether an idle one still stands (for requests
         that cannot be repeated).
@@ -269,6 +292,10 @@ class OriginPool:
             connection.uses += 1
             connection.user = user
             return connection
+        if self._context is None and self.hop is None and self.settings.connect_timeout >= 0:
+            sock = self._dialler.maybe_open()
+            if sock is not None:
+                return self._attach(sock, key, user)
         task = self._loop.create_task(self._dial(user, key))
         self._dials.add(task)
         task.add_done_callback(self._dials.discard)
@@ -320,13 +347,16 @@ class OriginPool:
         self._waiting.clear()
         for task in self._dials:
             task.cancel()
+        if self._dialler.looking_up is not None:
+            self._dialler.looking_up.cancel()
         for connection in list(self._open):
             connection.abort()
 
     async def wait_closed(self) -> None:
         """Wait until no dial runs and no connection is open."""
-        if self._dials:
-            await asyncio.wait(self._dials)
+        lookup = self._dialler.looking_up
+        if self._dials or lookup is not None:
+            await asyncio.wait(self._dials | ({lookup} if lookup is not None else set()))
         if self._open:
             self._emptied = self._emptied or self._loop.create_future()
             await asyncio.shield(self._emptied)
@@ -413,10 +443,10 @@ class OriginPool:
         tried: list[str] = []
         try:
             async with asyncio.timeout(limit or None):
-                sock = await (self._open_unix() if self.service.path else self._open_tcp(tried))
+                sock = await self._dialler.open(tried)
                 if hop is not None:
                     sock = await hop.shake_hands(sock, self.service)
-                if user.client is not None:  # in front of TLS, too
+                if self._context is not None and user.client is not None:  # in front of TLS
                     await self._introduce(sock, user.client)
         except TimeoutError:
             raise connect_timeout(self._dialled, limit, tried) from None
@@ -426,14 +456,31 @@ class OriginPool:
             if hop is not None:
                 failed.advice = PROXY_ADVICE
             raise failed from None
-        name = (key if key and key != H2_KEY else self._server_name) if self._context else None
+        if self._context is None:
+            self.settle(self._attach(sock, key, None, user.client), user)
+            return
+        name = key if key and key != H2_KEY else self._server_name
         try:
-            async with asyncio.timeout((self.settings.tls_timeout or None) if self._context else None):
+            async with asyncio.timeout(self.settings.tls_timeout or None):
                 await self._wrap(sock, user, key, name)
         except TimeoutError:
             raise tls_timeout(self.service, self.settings.tls_timeout) from None
         except (OSError, ssl.SSLError, ValueError) as error:
-            raise tls_error(self.service, error, name or "") from None
+            raise tls_error(self.service, error, name) from None
+
+    def _attach(
+        self, sock: socket.socket, key: str, user: OriginUser | None, client: str | None = None
+    ) -> OriginConnection:
+        """Make a connection of a plain socket, with a PROXY header on its way for a user who wants one."""
+        connection = OriginConnection(self, key)
+        stream = SocketStream(self._loop, sock, connection)
+        connection.attach(stream, user)
+        self._open.add(connection)
+        self.dialled += 1
+        client = client if user is None else user.client
+        if client is not None:
+            stream.write(encode_proxy_header(client, stream.get_extra_info("peername") or ""))
+        return connection
 
     async def _introduce(self, sock: socket.socket, client: str) -> None:
         """Send the PROXY header: at most 52 bytes into an empty buffer."""
@@ -443,9 +490,9 @@ class OriginPool:
             sock.close()
             raise
 
-    async def _wrap(self, sock: socket.socket, user: OriginUser, key: str, name: str | None) -> None:
-        """Turn a connected socket into an OriginConnection, after a TLS handshake where one is due."""
-        make = self._loop.create_unix_connection if self.service.path else self._loop.create_connection
+    async def _wrap(self, sock: socket.socket, user: OriginUser, key: str, name: str) -> None:
+        """Turn a connected socket into an OriginConnection with TLS."""
+        make: Any = self._loop.create_unix_connection if self.service.path else self._loop.create_connection
         connection = OriginConnection(self, key, user)
         context = self._http2_context if key == H2_KEY else self._context
         try:
@@ -454,139 +501,3 @@ class OriginPool:
             connection.disown(ConnectionAbortedError("the dial was ended"))
             sock.close()
             raise
-
-    async def _open_unix(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        return await self._connect_socket(sock, self.service.path)
-
-    async def _open_tcp(self, tried: list[str]) -> socket.socket:
-        if self._literal is not None:
-            infos: list[AddressInfo] = [self._literal]
-        else:
-            infos = _interleave(await self._look_up())
-        return await self._open_in_turn(infos, tried)
-
-    async def _look_up(self) -> list[AddressInfo]:
-        """Resolve the service's name; dials that start meanwhile share the answer (a lookup occupies a thread)."""
-        lookup = self._lookup
-        if lookup is None:
-            service = self._dialled
-            lookup = self._lookup = self._loop.create_task(
-                _resolve(service.host, service.port), name=f"look up {service.host}"
-            )
-            self._dials.add(lookup)
-            lookup.add_done_callback(self._looked_up)
-        return await asyncio.shield(lookup)
-
-    def _looked_up(self, lookup: asyncio.Task[list[AddressInfo]]) -> None:
-        self._dials.discard(lookup)
-        self._lookup = None
-        if not lookup.cancelled():
-            lookup.exception()  # whoever still waits has it; nobody may
-
-    async def _open_in_turn(self, infos: list[AddressInfo], tried: list[str]) -> socket.socket:
-        """Try addresses one after the other; start a race as soon as one is slow."""
-        problem: OSError = socket.gaierror(0, "the name has no address")
-        for number, info in enumerate(infos):
-            rest = infos[number + 1 :]
-            hurry = rest and not self.settings.no_happy_eyeballs
-            try:
-                async with asyncio.timeout(limits.HAPPY_EYEBALLS_DELAY if hurry else None):
-                    return await self._open_one(info, tried)
-            except TimeoutError as error:
-                if hurry:
-                    return await self._open_race([*rest, info], tried)
-                problem = error
-            except OSError as error:
-                problem = error
-        raise problem
-
-    async def _open_race(self, infos: list[AddressInfo], tried: list[str]) -> socket.socket:
-        """Try addresses side by side, the next one when the last failed or is slow (RFC 8305 section 5)."""
-        running: set[asyncio.Task[socket.socket]] = set()
-        problem: OSError | None = None
-        queue = list(infos)
-        try:
-            while queue or running:
-                if queue:
-                    running.add(self._loop.create_task(self._open_one(queue.pop(0), tried)))
-                done, running = await asyncio.wait(
-                    running,
-                    timeout=limits.HAPPY_EYEBALLS_DELAY if queue else None,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                won = None
-                for task in done:
-                    error = task.exception()
-                    if error is None and won is None:
-                        won = task.result()
-                    elif error is None:
-                        task.result().close()
-                    elif isinstance(error, OSError):
-                        problem = problem or error
-                    else:
-                        raise error
-                if won is not None:
-                    return won
-        finally:
-            for task in running:
-                task.cancel()
-                task.add_done_callback(_close_result)
-        assert problem is not None
-        raise problem
-
-    async def _open_one(self, info: AddressInfo, tried: list[str]) -> socket.socket:
-        family, kind, protocol, _, address = info
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        label = f"{host}:{address[1]}"
-        if label not in tried:
-            tried.append(label)
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        period = math.ceil(self.settings.tcp_keep_alive) or 15  # Go: 0 means 15 s, below 0 off
-        if period > 0:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
-                if hasattr(socket, name):
-                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), min(period, 32_767))
-        return await self._connect_socket(sock, address)
-
-    async def _connect_socket(self, sock: socket.socket, address: Any) -> socket.socket:
-        sock.setblocking(False)
-        try:
-            await self._loop.sock_connect(sock, address)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-
-async def _resolve(host: str, port: int) -> list[AddressInfo]:
-    return await look_up(host, port)
-
-
-def _close_result(task: asyncio.Task[socket.socket]) -> None:
-    """Close the socket of a dial that lost a race in the same moment."""
-    if not task.cancelled() and task.exception() is None:
-        task.result().close()
-
-
-def _literal_address(service: Service) -> AddressInfo | None:
-    """Return the address of an IP literal: no lookup, no thread."""
-    try:
-        address = ipaddress.ip_address(service.host)
-    except ValueError:
-        return None
-    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    where = (service.host, service.port, 0, 0) if address.version == 6 else (service.host, service.port)
-    return (family, socket.SOCK_STREAM, 0, "", where)
-
-
-def _interleave(infos: list[AddressInfo]) -> list[AddressInfo]:
-    """Return addresses with the families alternating, the resolver's first one first (RFC 8305 section 4)."""
-    if not infos:
-        return []
-    first = [info for info in infos if info[0] == infos[0][0]]
-    second = [info for info in infos if info[0] != infos[0][0]]
-    mixed = [info for pair in zip(first, second, strict=False) for info in pair]
-    return mixed + first[len(second) :] + second[len(first) :]

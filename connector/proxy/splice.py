@@ -1,35 +1,35 @@
 """Raw bytes both ways between a stream of the edge and an origin connection.
 
-Owns: Splice (the streaming state of one connection) and DrainQueue (deadlines of half-closed ones, and the joined
-writes of all).
+Owns: Splice (the streaming state of one connection) and DrainQueue (deadlines of half-closed ones).
 In: payload of the edge (`on_data`), bytes of the origin (asyncio Protocol). Out: writes on the other side.
 Never: looks into the bytes (`ws_splice.py` follows frames); no task, timer or future per stream.
 
 *Strategy*: once upgraded, the transport's protocol is replaced by the Splice, whose `data_received` *is* the port's
-`write`: bytes of the origin pass no code of this package. The other way, what one loop tick brings for an origin is
-joined and written at once: with 16 small messages in flight per stream the single writes were most of all CPU time.
-When one direction ends, its end is carried over and the other may go on for a while: SPLICE_DRAIN seconds for
-WebSockets, and as long as bytes move for TCP. One timer serves all splices of a queue.
+`write`: bytes of the origin pass no code of this package. The other way, what one read of the link brings for an
+origin is written at once (`write_queue.py`). When one direction ends, its end is carried over and the other may go on
+for a while: SPLICE_DRAIN seconds for WebSockets, and as long as bytes move for TCP. One timer serves all splices of a
+queue.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Callable
 
 from connector.protocol.ports import Buffer, StreamPort
 from connector.proxy import limits
 from connector.proxy.origins import OriginConnection
+from connector.proxy.write_queue import WriteQueue
 
 
-class Splice(asyncio.Protocol):
+class Splice:
     """One stream and one connection, coupled. `done()` is called once, when the connection is gone."""
 
-    __slots__ = ("_chunks", "_connection", "_consumed", "_done", "_drains", "_edge_ended", "_moved", "_origin_ended",
-                 "_origin_full", "_owed", "_port", "_transport", "_write", "data_received")  # fmt: skip
+    __slots__ = ("_chunk", "_connection", "_consumed", "_done", "_drains", "_edge_ended", "_more", "_moved",
+                 "_origin_ended", "_origin_full", "_owed", "_port", "_transport", "_write", "_writes",
+                 "data_received")  # fmt: skip
 
-    data_received: Callable[[Buffer], None]  # type: ignore[assignment]
+    data_received: Callable[[Buffer], None]
 
     def __init__(
         self, port: StreamPort, connection: OriginConnection, drains: DrainQueue, done: Callable[[], None]
@@ -40,11 +40,13 @@ class Splice(asyncio.Protocol):
         self._consumed = port.consumed
         self._connection = connection
         self._transport = transport
-        self._write: Callable[[bytes | bytearray], None] = transport.write
+        self._write: Callable[[Buffer], None] = connection.write
+        self._writes = drains.writes
         self._drains = drains
         self._done = done
         self._owed = 0
-        self._chunks: bytes | bytearray = b""
+        self._chunk: Buffer | None = None  # the first one that waits for the end of a read,
+        self._more: list[Buffer] = []  # and what came behind it
         self._origin_full = False
         self._edge_ended = False
         self._origin_ended = False
@@ -53,27 +55,34 @@ class Splice(asyncio.Protocol):
     # -- from the edge
 
     def on_data(self, data: Buffer) -> None:
-        """Write to the origin, at the end of this loop tick: a read of the edge often brings several messages."""
-        chunks = self._chunks
-        if not chunks:
-            self._chunks = bytes(data)
-            self._drains.flush_soon(self)
-        elif type(chunks) is bytearray:
-            chunks += data
+        """Write to the origin, at the end of this read: it often brings several messages."""
+        writes = self._writes
+        if writes.holding:
+            if self._chunk is None:
+                self._chunk = data
+                writes.add(self)
+            else:
+                self._more.append(data)
         else:
-            self._chunks = bytearray(chunks) + data
+            self._moved = True
+            self._write(data)
         if self._origin_full:
             self._owed += len(data)
         else:
             self._consumed(len(data))
 
     def flush(self) -> None:
-        """Write what this tick brought. Credit for it is given back already: it is one read of the link at most."""
-        chunks = self._chunks
-        if chunks:
-            self._chunks = b""
+        """Write what this read brought. Credit for it is given back already: it is one read of the link at most."""
+        chunk = self._chunk
+        if chunk is not None:
+            self._chunk = None
             self._moved = True
-            self._write(chunks)
+            more = self._more
+            if more:
+                self._more = []
+                self._connection.write_all([chunk, *more])
+            else:
+                self._write(chunk)
 
     def on_eof(self) -> None:
         """Carry the edge's end over, or end the rest."""
@@ -100,7 +109,8 @@ class Splice(asyncio.Protocol):
         """End the connection without a word to the edge."""
         self._drains.discard(self)
         self._edge_ended = self._origin_ended = True
-        self._chunks = b""
+        self._chunk = None
+        self._more = []
         self._transport.abort()
 
     def go_away(self) -> bool:
@@ -143,6 +153,8 @@ class Splice(asyncio.Protocol):
         """End the stream. A pipe that breaks is not an error here: the stream just ends."""
         self._drains.discard(self)
         self._write = _discard
+        self._chunk = None
+        self._more = []
         self.data_received = _discard  # a bound method of this very object would keep it alive
         if not self._origin_ended:
             self._origin_ended = True
@@ -170,35 +182,26 @@ def _discard(data: Buffer) -> None:
 
 
 class DrainQueue:
-    """What all splices of a dispatcher share: one timer and one flush a loop tick.
+    """What splices of a dispatcher share: one timer, and the queue of their writes.
 
     Splices that ended in one direction have the same limit, so they expire in order of arrival. With `while_moving`
     it is a limit of silence: it begins anew as long as bytes went by.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, limit: float = limits.SPLICE_DRAIN, *, while_moving: bool = False
+        self,
+        loop: asyncio.AbstractEventLoop,
+        writes: WriteQueue,
+        limit: float = limits.SPLICE_DRAIN,
+        *,
+        while_moving: bool = False,
     ) -> None:
+        self.writes = writes
         self.while_moving = while_moving
         self._loop = loop
         self._limit = limit
         self._deadlines: dict[Splice, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._unflushed: list[Splice] = []
-        # One for all flushes: to copy the current one is a tenth of what a call_soon costs.
-        self._context = contextvars.copy_context()
-
-    def flush_soon(self, splice: Splice) -> None:
-        """Let `splice` write at the end of this tick; called once until it did."""
-        unflushed = self._unflushed
-        if not unflushed:
-            self._loop.call_soon(self._flush, context=self._context)
-        unflushed.append(splice)
-
-    def _flush(self) -> None:
-        unflushed, self._unflushed = self._unflushed, []
-        for splice in unflushed:
-            splice.flush()
 
     def __len__(self) -> int:
         return len(self._deadlines)

@@ -204,7 +204,7 @@ class Flow:
 
     # -- OriginUser: nothing comes before the splice has taken over but the end of a fresh connection
 
-    def on_origin_data(self, data: bytes) -> None:
+    def on_origin_data(self, data: Buffer) -> None:
         """Nothing: the splice is the transport's protocol."""
 
     def on_origin_eof(self) -> bool:

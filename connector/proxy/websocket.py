@@ -7,7 +7,7 @@ Never: parses WebSocket frames or sends pings (`ws_splice.py` does).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from connector.errors import ConnectorError, OriginProtocolError
 from connector.protocol.ports import Buffer, Headers, Request, ResetCode, StreamPort
@@ -21,12 +21,11 @@ from connector.proxy.ws_splice import KeptAliveSplice, WebSocketSplice
 class WebSocketExchange(HttpExchange):
     """One WebSocket. What the edge sends before the origin has answered waits unacknowledged.
 
-    With a `clock` an idle eyeball is pinged. Once upgraded, `on_data` is the splice's own.
+    With a `clock` an idle eyeball is pinged.
     """
 
-    __slots__ = ("_clock", "_drains", "_splice", "on_data")
+    __slots__ = ("_clock", "_drains", "_splice")
 
-    on_data: Callable[[Buffer], None]  # type: ignore[assignment]
     upgrade = True
 
     def __init__(
@@ -42,10 +41,13 @@ class WebSocketExchange(HttpExchange):
         self._drains = drains
         self._clock = clock
         self._splice: WebSocketSplice | None = None
-        self.on_data = self._on_early_data
 
-    def _on_early_data(self, data: Buffer) -> None:
-        if self.finished or self.status:
+    def on_data(self, data: Buffer) -> None:
+        """Pass payload on, or keep it until there is an answer."""
+        splice = self._splice
+        if splice is not None:
+            splice.on_data(data)
+        elif self.finished or self.status:
             # Refused: an ordinary response is on its way.
             self.port.consumed(len(data))
         else:
@@ -99,7 +101,7 @@ class WebSocketExchange(HttpExchange):
             self._pending = []
             self.port.stop_reading()
 
-    def on_origin_data(self, data: bytes) -> None:
+    def on_origin_data(self, data: Buffer) -> None:
         """Parse the answer to the upgrade, and switch over on 101."""
         super().on_origin_data(data)
         parser = self._parser
@@ -116,7 +118,6 @@ class WebSocketExchange(HttpExchange):
         else:
             splice = KeptAliveSplice(self.port, connection, self._drains, self._done, self._clock)
         self._splice = splice
-        self.on_data = splice.on_data
         connection.transport.set_protocol(splice)
         if leftover:
             splice.data_received(leftover)
@@ -130,10 +131,6 @@ class WebSocketExchange(HttpExchange):
         if not self.finished:
             self.whole = True
             self._finish()
-
-    def _finish(self) -> None:
-        super()._finish()
-        self.on_data = _ignore  # the port takes no more; and a bound method of this object would keep it alive
 
     def go_away(self) -> bool:
         """Say Close 1001 to the eyeball if the frames allow it."""
@@ -166,7 +163,3 @@ def choose_subprotocol(headers: Headers, accepted: Sequence[str]) -> Headers:
         return headers
     kept = [field for field in headers if field[0].lower() != b"sec-websocket-protocol"]
     return kept if chosen is None else [*kept, (b"sec-websocket-protocol", chosen)]
-
-
-def _ignore(data: Buffer) -> None:
-    """Take what comes after the end."""

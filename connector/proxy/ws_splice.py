@@ -153,10 +153,14 @@ class KeptAliveSplice(WebSocketSplice):
 
     def _enqueue(self, data: bytes) -> None:
         """Write without giving credit."""
-        chunks = self._chunks
-        if not chunks:
-            self._drains.flush_soon(self)
-        self._chunks = bytes(chunks) + data
+        if self._writes.holding:
+            if self._chunk is None:
+                self._chunk = data
+                self._writes.add(self)
+            else:
+                self._more.append(data)
+        else:
+            self._write(data)
 
     def pause_reading(self) -> None:
         """The edge is slow: it is not idle, and is not pinged."""

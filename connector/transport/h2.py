@@ -1,14 +1,11 @@
 """HTTP/2 links: one TLS connection to the edge, driven by the sans-I/O engine.
 
 Owns: the socket and TLS of one HTTP/2 link, its one timer, its control stream.
-In: an edge address, an Acceptor. Out: H2Link; calls of the engine, which calls the acceptor and the sinks.
+In: an edge address, an Acceptor, a Batch. Out: H2Link; calls of the engine, which calls the acceptor and the sinks.
 Never: makes a task, looks at requests other than to keep the control stream.
 
 *Strategy*: one read is parsed whole, then everything it caused goes out in one write: the engine's `wake` asks for one
-`call_soon(flush)` a loop tick. Reads land in one buffer per link (BufferedProtocol), which the engine parses where it
-lies. Measured over TLS on a busy machine, CPU of the reader, Python 3.11 and 3.13 together: 256 MiB cost 0.19-0.31 s
-this way and 0.22-0.31 s with Protocol (0.43 and 0.57 s in first runs), a 128-byte message 19-30 us on uvloop and
-43-63 us on asyncio with either; reads of 64 KiB gained nothing. So no difference beyond the noise: it saves a copy.
+`call_soon(flush)` a loop tick. The TLS stream lends its buffer of plain bytes, which the engine parses where it lies.
 """
 
 from __future__ import annotations
@@ -16,21 +13,28 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import cast
 
 from connector.errors import EdgeDialError, EdgeLostError, ProtocolError
 from connector.protocol.h2_connection import H2Connection
 from connector.protocol.h2_limits import DEFAULT_LIMITS, H2Limits
-from connector.protocol.ports import Acceptor, Buffer, LinkTap, Request, RequestKind, ResetCode, StreamPort, StreamSink
+from connector.protocol.ports import (
+    Acceptor,
+    Batch,
+    Buffer,
+    LinkTap,
+    Request,
+    RequestKind,
+    ResetCode,
+    StreamPort,
+    StreamSink,
+)
 from connector.transport.bridge import SocketBridge
 from connector.transport.link import CHECK_SECONDS, Link, TcpDial, dial_tcp, explain_loss, format_address
+from connector.transport.streams import ByteStream
 from connector.transport.tls import EDGE_NAMES, explain_tls_error, maybe_read_peer_certificate
+from connector.transport.tls_stream import TlsStream
 from connector.transport.write_timeout import WriteTimeout
 from connector.wire.h2_frames import encode_ping
-
-READ_SIZE = 256 * 1024
-"""Bytes of one read at most. asyncio's and uvloop's TLS take up to 256 KiB from the socket at once, so this never
-splits what they have. One buffer per link, 4 links by default."""
 
 WRITE_HIGH_WATER = 256 * 1024
 WRITE_LOW_WATER = 64 * 1024
@@ -39,9 +43,6 @@ to 1 MiB at once (`H2Limits.out_high_water`), so the ceiling is the two together
 
 _PING = b"alive?  "
 """What a PING of ours carries: eight bytes of no meaning (RFC 9113 section 6.7)."""
-
-TLS_CLOSE_SECONDS = 1.0
-"""How long a close waits for the peer's close_notify. asyncio waits 30 s by default; nobody needs the answer."""
 
 
 async def dial_h2(
@@ -57,44 +58,34 @@ async def dial_h2(
     handshake_timeout: float = 15.0,
     limits: H2Limits = DEFAULT_LIMITS,
     tap: LinkTap | None = None,
+    batch: Batch | None = None,
 ) -> H2Link:
     """Return an established link whose first frames are on their way. Errors: EdgeDialError, EdgeTlsError."""
     peer = format_address(host, port)
     loop = asyncio.get_running_loop()
     sock = await dial(host, port, local_address=local_address, timeout=connect_timeout)
     address = (host, port)
-    link = H2Link(accept, loop=loop, limits=limits, peer=peer, tap=tap)
     try:
+        stream = TlsStream(loop, sock, context, server_name)
         async with asyncio.timeout(handshake_timeout):
-            await loop.create_connection(
-                lambda: link,
-                sock=sock,
-                ssl=context,
-                server_hostname=server_name,
-                ssl_handshake_timeout=handshake_timeout + 1.0,  # ours ends it first, with our words
-                ssl_shutdown_timeout=TLS_CLOSE_SECONDS,
-            )
+            await stream.handshake()
     except TimeoutError:
-        sock.close()
         raise EdgeDialError(
             f"TLS handshake with {peer} not done within {handshake_timeout:g} seconds",
             advice="Something listens there but does not answer in TLS: check host and port of --edge.",
         ) from None
     except ssl.SSLCertVerificationError as error:
-        sock.close()
         certificate = await maybe_read_peer_certificate(address, server_name) if dial is dial_tcp else None
         raise explain_tls_error(error, server_name, peer, certificate) from None
     except OSError as error:  # ssl.SSLError is one
-        sock.close()
         raise explain_tls_error(error, server_name, peer, None) from None
-    except BaseException:
-        link.abort()
-        sock.close()
-        raise
+    link = H2Link(accept, loop=loop, limits=limits, peer=peer, tap=tap, batch=batch)
+    link.connection_made(stream)
+    stream.start(link)
     return link
 
 
-class H2Link(asyncio.BufferedProtocol):
+class H2Link:
     """One HTTP/2 link; made by `dial_h2` alone. Implements Link.
 
     End it with `close` or `abort`; `wait_closed` may be awaited by several, before and after.
@@ -110,16 +101,17 @@ class H2Link(asyncio.BufferedProtocol):
         limits: H2Limits = DEFAULT_LIMITS,
         peer: str = "",
         tap: LinkTap | None = None,
+        batch: Batch | None = None,
     ) -> None:
+        self._batch = batch
         self.local_address: tuple[str, int] = ("", 0)
         self.remote_address: tuple[str, int] = ("", 0)
         self._peer = peer
         self._loop = loop
         self._tap = tap
         self._accept = accept if tap is None else tap.acceptor(accept)
-        self._transport: asyncio.Transport | None = None
+        self._transport: ByteStream | None = None
         self._engine = H2Connection(self._accept_stream, wake=self._wake, limits=limits, on_sink_error=self._report)
-        self._buffer = memoryview(bytearray(READ_SIZE))
         self._flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False  # asked for here
@@ -190,8 +182,7 @@ class H2Link(asyncio.BufferedProtocol):
         if transport is None:
             return
         self._flush()
-        if not transport.is_closing():
-            transport.close()  # a second time, asyncio of 3.11.2 forgets what `abort` needs
+        transport.close()
         self._engine.connection_lost(self._error)
 
     def abort(self) -> None:
@@ -203,14 +194,14 @@ class H2Link(asyncio.BufferedProtocol):
             self._transport.abort()
             self._engine.connection_lost(None)
 
-    # --- asyncio protocol ------------------------------------------------------------------------------------------
+    # --- StreamUser ------------------------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: ByteStream) -> None:
         """TLS is up: send our SETTINGS."""
-        self._transport = cast("asyncio.Transport", transport)
-        # Behind a proxy that speaks TLS this is a socket pair, which has no addresses.
-        self.local_address = transport.get_extra_info("sockname")[:2] or ("", 0)
-        self.remote_address = transport.get_extra_info("peername")[:2] or ("", 0)
+        self._transport = transport
+        # Behind a proxy that speaks TLS this is a socket pair, which has no addresses; nor has a socket that broke.
+        self.local_address = (transport.get_extra_info("sockname") or ())[:2] or ("", 0)
+        self.remote_address = (transport.get_extra_info("peername") or ())[:2] or ("", 0)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER, low=WRITE_LOW_WATER)
         if self._closing:
             self._transport.abort()
@@ -218,21 +209,23 @@ class H2Link(asyncio.BufferedProtocol):
         self._engine.start(self._loop.time())
         self._arm()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Lend the link's read buffer."""
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: Buffer) -> None:
         """Parse what one read brought."""
         if self._closing:
             return
         if self._tap is not None:
-            self._tap.on_bytes(False, self._buffer[:nbytes])
+            self._tap.on_bytes(False, data)
+        batch = self._batch
+        if batch is not None:
+            batch.begin()
         try:
-            self._engine.receive_data(self._buffer[:nbytes], self._loop.time())
+            self._engine.receive_data(data, self._loop.time())
         except ProtocolError as error:
             self._fail(error)
             return
+        finally:
+            if batch is not None:
+                batch.end()
         if self._timer is not None:
             self._arm()
         if self._check is not None:
@@ -242,8 +235,9 @@ class H2Link(asyncio.BufferedProtocol):
             said, self.on_goaway = self.on_goaway, None
             said()
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool | None:
         """The edge closed; TLS has no half-close, so this is the end."""
+        return False
 
     def pause_writing(self) -> None:
         """The socket does not take more."""
@@ -253,7 +247,7 @@ class H2Link(asyncio.BufferedProtocol):
         """The socket takes more again."""
         self._engine.resume_writing()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         """Settle why, and tell every sink."""
         if self._ended:
             return
@@ -266,7 +260,7 @@ class H2Link(asyncio.BufferedProtocol):
             self._write_timeout.stop()
         engine = self._engine
         if self._error is None and not self._closing:
-            self._error = explain_loss(exc, self._peer, self.in_flight)
+            self._error = explain_loss(error, self._peer, self.in_flight)
         engine.connection_lost(self._error or EdgeLostError("connection with edge closed"))
         self._transport = None
         if self._tap is not None:

@@ -20,7 +20,7 @@ from time import monotonic
 from typing import TextIO
 
 from connector.errors import ConfigError, EdgeDialError, EdgeLostError, EdgeTlsError, ProtocolError
-from connector.protocol.ports import Acceptor, Buffer, DatagramSink, LinkTap, StreamPort, StreamSink
+from connector.protocol.ports import Acceptor, Batch, Buffer, DatagramSink, LinkTap, StreamPort, StreamSink
 from connector.protocol.quic_limits import DEFAULT_LIMITS, QuicLimits
 from connector.protocol.quic_request import RPC_SIGNATURE
 from connector.protocol.quic_streams import QuicStreams
@@ -88,6 +88,7 @@ async def dial_quic(
     limits: QuicLimits = DEFAULT_LIMITS,
     engine: str = "auto",
     tap: LinkTap | None = None,
+    batch: Batch | None = None,
 ) -> QuicLink:
     """Return an established link with its control stream open. Errors: EdgeDialError, EdgeTlsError, ConfigError.
 
@@ -140,7 +141,7 @@ async def dial_quic(
                 link = QuicLink(
                     make(settings), sock, accept, loop=loop, peer=peer, server_name=server_name, limits=limits,
                     handlers=handlers, rpc_timeout=rpc_timeout, keylog=keylog, on_malformed=on_malformed,
-                    tap=tap,
+                    tap=tap, batch=batch,
                 )  # fmt: skip
                 link.on_datagram = on_datagram
                 link.on_heard = on_heard
@@ -196,7 +197,9 @@ class QuicLink:
         keylog: TextIO | None = None,
         on_malformed: Callable[[str], None] | None = None,
         tap: LinkTap | None = None,
+        batch: Batch | None = None,
     ) -> None:
+        self._batch = batch
         self.local_address: tuple[str, int] = sock.getsockname()[:2]
         self.remote_address: tuple[str, int] = sock.getpeername()[:2]
         self.on_datagram: Callable[[bytes], None] | None = None
@@ -469,8 +472,16 @@ class QuicLink:
         """Hand out what the engine has; settle the end if it came to one."""
         if self._ended:
             return
+        batch = self._batch
         try:
-            self._engine.dispatch(self)
+            if batch is None:
+                self._engine.dispatch(self)
+            else:
+                batch.begin()
+                try:
+                    self._engine.dispatch(self)
+                finally:
+                    batch.end()
         except Exception as error:
             self._fail(ProtocolError(f"the QUIC engine gave up: {error}"))
             return

@@ -28,17 +28,17 @@ def counted(monkeypatch: pytest.MonkeyPatch, hub: Inspector | None, *, mqtt: boo
         link.sent()
         if mqtt:
             link.receive(encode_frame(DATA, 0, link.stream_id, up(connect())))
-            link.dispatcher._drains._flush()
         message = packet("PUBLISH", topic="a/b", payload=b"x" * 100)
         there = encode_frame(DATA, 0, link.stream_id, up(message) if mqtt else up(b"x" * 108))
         back = down(message) if mqtt else down(b"x" * 108)
-        tick = link.dispatcher._drains._flush
+        begin, end = link.dispatcher.writes.begin, link.dispatcher.writes.end
         with counts:
             for _ in range(UNITS):
                 if tap is not None:
                     tap.on_bytes(False, there)
+                begin()
                 link.engine.receive_data(there, 0.0)
-                tick()
+                end()
                 origin.protocol.data_received(back)
                 out = link.engine.data_to_send()
                 if tap is not None:

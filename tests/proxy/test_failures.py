@@ -11,7 +11,7 @@ import pytest
 
 from connector.errors import ConfigError
 from connector.protocol.ports import ResponseSource
-from connector.proxy import origins
+from connector.proxy import origin_dial
 from tests.proxy.conftest import Runner
 from tests.proxy.rig import Rig, rig
 from tests.support.aio import run, until
@@ -107,7 +107,7 @@ def test_a_dial_that_raises_something_else_is_still_an_answer(
         reported: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
         async with rig("http://127.0.0.1:1") as it:
-            monkeypatch.setattr(it.pool(), "_open_tcp", broken)
+            monkeypatch.setattr(it.pool()._dialler, "open", broken)
             fields = await failure(it)
             assert type(problem).__name__ in fields["error"]
             assert "report" in fields["advice"]
@@ -377,14 +377,14 @@ def test_secrets_of_a_service_do_not_show(on_loop: Runner) -> None:
 def test_dials_share_one_lookup(on_loop: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         lookups = 0
-        resolve = origins._resolve
+        resolve = origin_dial.resolve
 
         async def counting(*arguments: Any) -> list[Any]:
             nonlocal lookups
             lookups += 1
             return await resolve(*arguments)
 
-        monkeypatch.setattr(origins, "_resolve", counting)
+        monkeypatch.setattr(origin_dial, "resolve", counting)
         async with RawOrigin(answering(OK)) as origin, rig(origin.url.replace("127.0.0.1", "localhost")) as it:
             ports = [it.open() for _ in range(20)]
             for port in ports:
@@ -415,7 +415,7 @@ def test_the_next_address_is_tried_when_one_refuses_or_is_slow(
                     async def several(*_: Any) -> list[Any]:
                         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in addresses]
 
-                    monkeypatch.setattr(origins, "_resolve", several)
+                    monkeypatch.setattr(origin_dial, "resolve", several)
                     async with rig("http://several.example:80", {"noHappyEyeballs": not eyeballs}) as it:
                         assert await it.open().whole() == b"ok"
             finally:
@@ -445,7 +445,7 @@ def test_every_502_has_a_cause_of_one_word(cause: str, websocket: bool, on_loop:
             }.get(cause, origin.url)
             async with rig(service) as it:
                 if cause == "timeout":
-                    it.pool()._open_tcp = stuck
+                    it.pool()._dialler.open = stuck
                 fields = await failure(it, websocket=websocket)
                 assert fields["cause"] == cause
                 assert fields["status"] == 502

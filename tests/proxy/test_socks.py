@@ -11,7 +11,7 @@ import pytest
 
 from connector.proxy import limits
 from connector.proxy.ingress import IPRule
-from connector.proxy.origins import OriginPool
+from connector.proxy.origin_dial import OriginDialler
 from connector.proxy.socks import SocksError, SocksServer, allowed
 from tests.proxy.conftest import Runner
 from tests.proxy.rig import Rig, rig
@@ -132,7 +132,7 @@ def test_no_route(on_loop: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     async def unreachable(*_: object) -> socket.socket:
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
-    monkeypatch.setattr(OriginPool, "_open_tcp", unreachable)
+    monkeypatch.setattr(OriginDialler, "open", unreachable)
     refusal(LOOPBACK, connect("127.0.0.1", 1), b"\x03" + NOWHERE, "unreachable", on_loop)
 
 
@@ -140,7 +140,7 @@ def test_any_other_failure(on_loop: Runner, monkeypatch: pytest.MonkeyPatch) -> 
     async def silent(*_: object) -> socket.socket:
         raise TimeoutError
 
-    monkeypatch.setattr(OriginPool, "_open_tcp", silent)
+    monkeypatch.setattr(OriginDialler, "open", silent)
     refusal(LOOPBACK, connect("127.0.0.1", 1), b"\x04" + NOWHERE, "timeout", on_loop)
 
 

@@ -20,7 +20,10 @@ def run(
     async def guarded() -> T:
         async with asyncio.timeout(limit):
             result = await main
-        await asyncio.sleep(0)
+        for _ in range(20):  # what ended just now may need a few turns to notice
+            await asyncio.sleep(0)
+            if len(asyncio.all_tasks()) == 1:
+                break
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         assert not left, f"tasks left behind: {left}"
         return result

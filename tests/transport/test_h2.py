@@ -543,6 +543,8 @@ def test_a_check_ends_a_link_whose_edge_is_gone(tmp_path: Path, loop: Loop, monk
     async def body(s: Setup) -> None:
         s.peer.open_control()
         await s.link.control_stream(5)
+        s.link.check()
+        await until(lambda: s.link._check is None, what="an answer: nothing is on its way any more")
         s.peer.transport.pause_reading()
         s.link.check()
         with pytest.raises(EdgeLostError, match="no sign of life") as caught:

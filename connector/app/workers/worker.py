@@ -152,6 +152,7 @@ class Worker:
             on_malformed=lambda what: log.debug("The edge sent a request that is none", event=EVENT_HTTP, error=what),
             on_write_timeout=write_timeout_log(config, log),
         )
+        dialler.batch = dispatcher.writes
         self._icmp_sources: list[str] = []
         if choice.needs_quic:
             from connector.app.private_network import PrivateLinks  # noqa: PLC0415  (datagrams are QUIC's)
