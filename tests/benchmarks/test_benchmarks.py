@@ -161,9 +161,14 @@ def test_system_calls_per_unit(transport: str, name: str, budget: float, tmp_pat
         it.connectors(RowResult(row, transport)) as up,
     ):
         before = log.read_bytes().count(b"\n")
-        figures = it.measure("ours", up[0][1].pid, row)
+        units = 0
+        for _ in range(30):  # what the process does beside the units must not weigh, however busy the machine is
+            figures = it.measure("ours", up[0][1].pid, row)
+            assert "error" not in figures, figures
+            units += figures["all_units"]
+            if units >= 400:
+                break
         calls = log.read_bytes().count(b"\n") - before
-    assert "error" not in figures, figures
-    found = calls / figures["all_units"]
-    print(f"{found:.2f} system calls per unit over {figures['all_units']} units")
+    found = calls / units
+    print(f"{found:.2f} system calls per unit over {units} units")
     assert found <= budget, f"{found:.2f} system calls per unit; the budget is {budget}"
