@@ -56,7 +56,7 @@ from connector.wire.h2_frames import (
 from connector.wire.token import Token, encode_token
 
 CONNECTIONS: Final = 4
-IN_FLIGHT: Final = 64
+IN_FLIGHT: Final = 128
 """Requests in flight on each connection."""
 
 VISITORS: Final = 256

@@ -22,6 +22,7 @@ def main() -> int:
     """Run a worker: `child.py INDEX SOCKET LIFE MEMORY`, three descriptors that the leading process left open."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    os.setpgid(0, 0)  # no session of its own: on Linux that would be a scheduling group as well
     index, descriptor, life, memory = map(int, sys.argv[1:5])
     _die_with_leader(life)
     try:

@@ -139,7 +139,6 @@ class OneWorker:
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,
                     pass_fds=(theirs.fileno(), *self._descriptors),
-                    start_new_session=True,
                     env=child_environment(),
                 )
             self.pid, self.unanswered = process.pid, 0
