@@ -7,6 +7,8 @@ import base64
 import json
 import os
 import socket
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -379,3 +381,13 @@ def test_a_workers_environment_has_no_secret_of_ours(monkeypatch: pytest.MonkeyP
     assert "TUNNEL_TOKEN" not in found
     assert "NOTIFY_SOCKET" not in found
     assert found["SSL_CERT_FILE"] == "/x"
+
+
+def test_a_worker_of_another_version_says_what_to_do() -> None:
+    life = os.pipe()
+    command = [sys.executable, "-m", "connector.app.workers.child", "0.0.0", "0", "0", str(life[0]), "0"]
+    done = subprocess.run(command, pass_fds=life[:1], capture_output=True, text=True, check=False)
+    for descriptor in life:
+        os.close(descriptor)
+    assert done.returncode == 1
+    assert "was installed while version 0.0.0 runs: restart the connector" in done.stdout

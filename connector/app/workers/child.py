@@ -17,14 +17,21 @@ import sys
 import threading
 from typing import Any
 
+from connector import __version__
+
 
 def main() -> int:
-    """Run a worker: `child.py INDEX SOCKET LIFE MEMORY`, three descriptors that the leading process left open."""
+    """Run a worker: `child.py VERSION INDEX SOCKET LIFE MEMORY`, of these three descriptors that were left open."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     os.setpgid(0, 0)  # no session of its own: on Linux that would be a scheduling group as well
-    index, descriptor, life, memory = map(int, sys.argv[1:5])
+    index, descriptor, life, memory = map(int, sys.argv[2:6])
     _die_with_leader(life)
+    if sys.argv[1] != __version__:
+        print(
+            f"version {__version__} was installed while version {sys.argv[1]} runs: restart the connector", flush=True
+        )
+        return 1
     try:
         from setproctitle import setproctitle  # noqa: PLC0415  (optional)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import connector
+from connector import __version__
 from connector.app.logs import Logger
 from connector.app.workers.messages import Message, to_leader
 from connector.app.workers.pipe import Pipe
@@ -133,7 +134,7 @@ class OneWorker:
         try:
             with theirs:
                 process = self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", "connector.app.workers.child", str(self.index)),
+                    *(sys.executable, "-P", "-m", "connector.app.workers.child", __version__, str(self.index)),
                     *map(str, (theirs.fileno(), *self._descriptors)),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
@@ -163,7 +164,7 @@ class OneWorker:
                 future.cancel()
             self.asked.clear()
         self.crashes = 1 if self._loop.time() - began > STEADY_SECONDS else self.crashes + 1
-        self._on_lost(self, why or describe_status(status))
+        self._on_lost(self, describe_status(status) if not why or (status or 0) < 0 else why)
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         """Put what it writes past the log into the log, line by line, until it is gone."""
