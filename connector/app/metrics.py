@@ -196,11 +196,11 @@ def _process_registry() -> CollectorRegistry:
     prometheus_client.ProcessCollector(registry=registry)
     prometheus_client.PlatformCollector(registry=registry)
     prometheus_client.GCCollector(registry=registry)
-    registry.register(_ProcessExtras())
+    registry.register(ProcessExtras())
     return registry
 
 
-class _ProcessExtras:
+class ProcessExtras:
     """What Go's client tells of a process and Python's does not; left out where the system does not say."""
 
     def collect(self) -> Iterator[Metric]:

@@ -186,6 +186,7 @@ def test_all_lines_through_one_a_death_alone_and_a_drain_together(tmp_path: Path
 
         # The end of one worker is nothing to the other: it serves on, and the first is back with its indices.
         counted = it.number("cloudflared_tunnel_total_requests")
+        busy = it.number("process_cpu_seconds_total")
         os.kill(pids[0], signal.SIGKILL)
         lost = it.run.message("Worker ")
         assert (lost["process"], lost["error"]) == (pids[0], "killed by SIGKILL")
@@ -194,6 +195,7 @@ def test_all_lines_through_one_a_death_alone_and_a_drain_together(tmp_path: Path
         assert pids[1] in it.workers
         assert [it.ask() for _ in range(4)] == [200] * 4
         assert it.number("cloudflared_tunnel_total_requests") >= counted + 4  # a counter never goes down
+        assert it.number("process_cpu_seconds_total") >= busy
         assert "Traceback" not in it.run.text
         pids = it.workers
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from connector.app.answers import Answer, Query, Routes, text_answer
 from connector.app.config import RunConfig
 from connector.app.metric_families import COUNTER, FAMILIES
-from connector.app.metrics import Metrics, Rows
+from connector.app.metrics import Metrics, ProcessExtras, Rows
 from connector.app.pages import Pages
 from connector.app.workers import messages as say
 from connector.protocol.counts import Histogram
@@ -106,27 +107,35 @@ class CrewMetrics(Metrics):
         registry.register(_Processes(self._pids))
         prometheus_client.PlatformCollector(registry=registry)
         registry.register(_Garbage(self._collected))
+        registry.register(ProcessExtras())
         return registry
 
 
 class _Processes:
-    """prometheus_client's view of a process, added up over all of ours; limits and start are the leading one's."""
+    """prometheus_client's view of a process, added up over all of ours; limits and start are the leading one's.
+
+    The CPU time of workers that are gone counts too: the kernel keeps it as that of our children.
+    """
 
     def __init__(self, pids: Callable[[], list[int]]) -> None:
         self._pids = pids
 
     def collect(self) -> Iterator[Metric]:
+        import resource  # noqa: PLC0415  (not on Windows, where there are no workers)
+
         from prometheus_client import ProcessCollector  # noqa: PLC0415
 
-        found = list(ProcessCollector(registry=None).collect())
+        gone = resource.getrusage(resource.RUSAGE_CHILDREN)
+        sums = {"process_cpu_seconds": gone.ru_utime + gone.ru_stime}
+        own = list(ProcessCollector(registry=None).collect())
         for pid in self._pids():
-            for mine, theirs in zip(found, ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect()):  # type: ignore[misc]  # noqa: B905  (a process that just ended gives none)
-                if mine.name in {"process_start_time_seconds", "process_max_fds"}:
-                    continue
-                mine.samples = [
-                    mine.samples[0]._replace(value=mine.samples[0].value + theirs.samples[0].value),
-                ]
-        yield from found
+            for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                sums[metric.name] = sums.get(metric.name, 0) + metric.samples[0].value
+        for metric in own:
+            if metric.name not in {"process_start_time_seconds", "process_max_fds"}:
+                sample = metric.samples[0]
+                metric.samples = [sample._replace(value=sample.value + sums.get(metric.name, 0))]
+            yield metric
 
 
 class _Garbage:
