@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from connector.app.command_table import ABSENT, COMMANDS, SHORT, WORD_ALIASES, Call
+from connector.app.command_table import ABSENT, COMMANDS, SHORT, WORD_ALIASES, Call, program
 from connector.app.first_objects import loading
 from connector.errors import ConnectorError, UsageError
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from connector.app.flags import Level
 
 USAGE_STATUS = 255
-
-PROGRAMS = ("connector", "cloudflared")
-"""Names under which the program is installed; the second so that a container's health check finds it."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,12 +39,6 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
-
-
-def program() -> str:
-    """Give the name that the program was called by, where it is one of its names."""
-    name = os.path.basename(sys.argv[0]) if sys.argv else ""
-    return name if name in PROGRAMS else PROGRAMS[0]
 
 
 _SECRET_FLAGS = ("token", "credentials-contents", "edge-proxy")
@@ -129,7 +120,7 @@ def _resolve(words: str) -> str:
     if words in COMMANDS or any(each.startswith(words + " ") for each in COMMANDS):
         return words
     if words in ABSENT:
-        raise UsageError(f"{program()} has no command {words}", advice=ABSENT[words])
+        raise UsageError(f"this connector has no command {words}", advice=ABSENT[words])
     from difflib import get_close_matches
 
     from connector.app.flags import looks_like_token

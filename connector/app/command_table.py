@@ -8,6 +8,8 @@ is loaded before it is asked for. Raise UsageError (255) or another ConnectorErr
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +17,16 @@ from connector.app.flag_table import Flag
 
 if TYPE_CHECKING:
     from connector.app.flags import Flags
+
+
+PROGRAMS = ("connector", "cloudflared")
+"""Names under which the program is installed; the second so that a container's health check finds it."""
+
+
+def program() -> str:
+    """Give the name that the program was called by, where it is one of its names."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return name if name in PROGRAMS else PROGRAMS[0]
 
 
 class Command(NamedTuple):
@@ -63,6 +75,26 @@ COMMANDS: dict[str, Command] = {
             Flag("no-diag-system", "bool", help="Without facts of the machine."),
             Flag("no-diag-runtime", "bool", help="Without profiles."),
             Flag("no-diag-network", "bool", help="Without traced routes and pre-checks."),
+        ),
+    ),
+    "tunnel token": Command(
+        "connector.app.tunnel_token:tunnel_token",
+        "fetch the token of a tunnel of the account",
+        "TUNNEL",
+        flags=(
+            Flag(
+                "credentials-file",
+                alias="cred-file",
+                metavar="FILE",
+                help="Write a credentials file instead of printing the token.",
+            ),
+            Flag(
+                "api-url",
+                default="https://api.cloudflare.com/client/v4",
+                env=("TUNNEL_API_URL",),
+                metavar="URL",
+                help="Where Cloudflare's API is.",
+            ),
         ),
     ),
     "tail": Command(
@@ -191,13 +223,12 @@ ABSENT: dict[str, str] = {
     **dict.fromkeys(
         (
             "login", "tunnel login", "tunnel create", "tunnel route", "tunnel vnet", "tunnel list", "tunnel info",
-            "tunnel delete", "tunnel cleanup", "tunnel token",
+            "tunnel delete", "tunnel cleanup",
         ),
         "It runs tunnels; they are made and listed in the Zero Trust dashboard, which also shows the token.",
     ),
-    **dict.fromkeys(
-        ("access", "service", "management"), "It runs tunnels only; use cloudflared itself for this."
-    ),
+    "service": "Under systemd use the unit in deploy/systemd, or `docker compose`; a token goes into a file.",
+    **dict.fromkeys(("access", "management"), "It runs tunnels only; use Cloudflare's own cloudflared for this."),
     **dict.fromkeys(
         ("proxy-dns", "tunnel proxy-dns"),
         "dns-proxy feature is no longer supported, by cloudflared neither; use a DNS-over-HTTPS client of your system.",

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from connector.app.command_table import program
 from connector.app.durations import format_duration
 from connector.app.flags import Flags, looks_like_token
 from connector.app.local_config import LocalConfig, find_token
@@ -188,7 +189,7 @@ def run_config(flags: Flags, words: Sequence[str], token_text: str, local: Local
     if len(words) > 1:
         late = next((word for word in words if word.startswith("-")), None)
         raise UsageError(
-            '"connector tunnel run" accepts only one argument, the ID or name of the tunnel to run.',
+            f'"{program()} tunnel run" accepts only one argument, the ID or name of the tunnel to run.',
             advice=f"Flags go before it: move {late.partition('=')[0]} to the left." if late else "",
         )
     if token_text:

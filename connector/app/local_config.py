@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from connector.app.command_table import program
 from connector.app.durations import parse_duration
 from connector.app.flag_table import FLAGS, Flag
 from connector.app.flags import Flags, Value, convert, looks_like_token
@@ -200,7 +201,7 @@ def find_token(flags: Flags, words: Sequence[str], local: LocalConfig | None) ->
         )
     if not name:
         raise UsageError(
-            '"connector tunnel run" requires the token of the tunnel to run, or its ID or name as the last argument '
+            f'"{program()} tunnel run" requires the token of the tunnel to run, or its ID or name as the last argument '
             "or in the configuration file.",
             advice="Give --token-file FILE, or TUNNEL_TOKEN in the environment.",
         )
