@@ -72,6 +72,14 @@ class AddressBook:
         free = [*self._addresses.free(0), *self._addresses.free(1)]
         return free[int(self._draw() * len(free))] if free else None
 
+    def samples(self) -> list[tuple[str, EdgeAddress]]:
+        """Give one free address of each region and IP version, with words for where it is."""
+        found: dict[str, EdgeAddress] = {}
+        for number in (0, 1):
+            for address in self._addresses.free(number):
+                found.setdefault(f"region {number + 1}, IPv{address.family}", address)
+        return list(found.items())
+
     def rotate(self, conn_index: int, *, unreachable: bool, leave_region: bool) -> None:
         """Take another address for `conn_index` if there is a free one. `unreachable`: nobody answered at the old."""
         self._addresses, _ = self._addresses.rotate(

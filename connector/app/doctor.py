@@ -17,7 +17,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from connector.app.config import RunConfig, read_token, run_config
 from connector.app.local_config import LocalConfig, configured_flags
 from connector.errors import ConfigError, ConnectorError, DiscoveryError, UsageError
 from connector.protocol.edge_addresses import EdgeAddress
+from connector.transport.link import format_address
 
 HOPS = (
     "dns", "udp", "tcp", "tls", "registration", "configuration", "rule", "origin-dns", "origin-tcp", "origin-tls",
@@ -99,11 +100,12 @@ class Hop(NamedTuple):
 
 
 class HopFailedError(Exception):
-    """A hop found what is wrong; carries what to do."""
+    """A hop found what is wrong; carries what to do. `partly`: there is a way on all the same."""
 
-    def __init__(self, detail: str, advice: str = "") -> None:
+    def __init__(self, detail: str, advice: str = "", *, partly: bool = False) -> None:
         super().__init__(detail)
         self.advice = advice
+        self.partly = partly
 
 
 class Walk:
@@ -138,7 +140,7 @@ class Walk:
         except TimeoutError:
             status, detail = "fail", [f"no answer within {PROBE_SECONDS:g} seconds"]
         except HopFailedError as error:
-            status, detail, advice = "fail", [str(error)], error.advice
+            status, detail, advice = ("warn" if error.partly else "fail"), [str(error)], error.advice
         except ConnectorError as error:
             status, detail, advice = "fail", [str(error)], error.advice
         except OSError as error:
@@ -254,51 +256,105 @@ async def _edge_hops(walk: Walk, config: RunConfig) -> list[tuple[str, EdgeAddre
     """Make the hops up to TLS; give what can be used, best first: protocol and address."""
     from connector.app.prechecks import probe_quic, probe_tcp, probe_tls  # noqa: PLC0415  (loads dnspython)
 
-    addresses: list[EdgeAddress] = []
+    samples: list[Sample] = []
     async with walk.hop("dns") as detail:
-        addresses, text = await _look_up(config)
+        samples, text = await _look_up(config)
         detail.append(text)
     if walk.failed():
         for name in ("udp", "tcp", "tls"):
             walk.skip(name, "no address is known")
         return []
-    first = addresses[0]
     usable: list[tuple[str, EdgeAddress]] = []
     if config.protocol == "http2" or (config.proxy is not None and config.protocol == "auto"):
         walk.skip("udp", "HTTP/2 was asked for, or a proxy is in force")
     else:
-        async with walk.hop("udp", only_warn=config.protocol != "quic") as detail:
-            library = await probe_quic(config, first)
-            detail.append(f"QUIC with {first} ({library})")
-        if not walk.failed():
-            usable.append(("quic", first))
+        good = await _edge_hop(
+            walk, "udp", "QUIC", samples, lambda it: probe_quic(config, it), config.protocol != "quic"
+        )
+        usable += [("quic", address) for _, address in good[:1]]
     only_warn = bool(usable)
-    async with walk.hop("tcp", only_warn=only_warn) as detail:
-        (await probe_tcp(config, first)).close()
-        through = f" through the proxy {config.proxy}" if config.proxy is not None else ""
-        detail.append(f"TCP with {first}{through}")
-    if walk.failed():
+
+    async def connects(address: EdgeAddress) -> str:
+        (await probe_tcp(config, address)).close()
+        return f"through the proxy {config.proxy}" if config.proxy is not None else ""
+
+    async def is_trusted(address: EdgeAddress) -> str:
+        return f"{await probe_tls(config, address)}, the certificate is trusted"
+
+    samples = await _edge_hop(walk, "tcp", "TCP", samples, connects, only_warn)
+    if not samples:
         walk.skip("tls", "no TCP connection")
         return usable
-    async with walk.hop("tls", only_warn=only_warn) as detail:
-        detail.append(f"{await probe_tls(config, first)}, the certificate is trusted")
-    if not walk.failed() and config.protocol != "quic":
-        usable.append(("http2", first))
+    good = await _edge_hop(walk, "tls", "TLS", samples, is_trusted, only_warn)
+    if config.protocol != "quic":
+        usable += [("http2", address) for _, address in good[:1]]
     return usable
 
 
-async def _look_up(config: RunConfig) -> tuple[list[EdgeAddress], str]:
+Sample = tuple[str, EdgeAddress]
+"""An address of the edge, and in words where it is: `region 1, IPv4`."""
+
+
+async def _edge_hop(
+    walk: Walk,
+    name: str,
+    what: str,
+    samples: Sequence[Sample],
+    probe: Callable[[EdgeAddress], Awaitable[str]],
+    only_warn: bool,
+) -> list[Sample]:
+    """Probe an address of each region and IP version at once; give those that answered.
+
+    The hop fails where none does, and warns where a whole region does not.
+    """
+    good: list[Sample] = []
+    async with walk.hop(name, only_warn=only_warn) as detail:
+        results = await asyncio.gather(*(_probed(probe, address) for _, address in samples))
+        bad: list[str] = []
+        advice = said = ""
+        for (where, address), result in zip(samples, results, strict=True):
+            place = f"{format_address(address.host, address.port)} ({where})"
+            if isinstance(result, str):
+                good.append((where, address))
+                said = result
+                detail.append(place)
+            else:
+                bad.append(f"not with {place}: {result}")
+                advice = advice or getattr(result, "advice", "")
+        if not good:
+            raise HopFailedError("; ".join(bad), advice)
+        reached = f"{what} with {', '.join(detail)}" + (f": {said}" if said else "")
+        detail[:] = [reached, *bad]
+        regions = [{where.partition(",")[0] for where, _ in each} for each in (samples, good)]
+        if regions[0] != regions[1]:
+            raise HopFailedError("; ".join(detail), advice, partly=True)
+    return good
+
+
+async def _probed(probe: Callable[[EdgeAddress], Awaitable[str]], address: EdgeAddress) -> str | Exception:
+    """Give what a probe says, or its error."""
+    try:
+        async with asyncio.timeout(PROBE_SECONDS - 0.5):  # the hop's own limit would take the others' answers along
+            return await probe(address)
+    except TimeoutError:
+        return HopFailedError(f"no answer within {PROBE_SECONDS - 0.5:g} seconds")
+    except ConnectorError as error:
+        return error
+    except OSError as error:
+        return HopFailedError(error.strerror or str(error) or type(error).__name__)
+
+
+async def _look_up(config: RunConfig) -> tuple[list[Sample], str]:
     from connector.app.addresses import find_edge  # noqa: PLC0415
     from connector.app.logs import Logger, LogOutput  # noqa: PLC0415
 
     with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: ASYNC230  (no file at all)
         book = await find_edge(config, Logger(LogOutput(stream=nowhere)))
-    address = book.known()
-    if address is None:
+    samples = book.samples()
+    if not samples:
         raise DiscoveryError("no address of the edge can be used")
-    other = book.get(0)
-    found = [address] if other is None or other == address else [address, other]
-    return found, f"{book.capacity + (other is not None)} addresses of the edge"
+    count = book.capacity
+    return samples, f"{count} address{'es' if count != 1 else ''} of the edge"
 
 
 async def _register(walk: Walk, config: RunConfig, usable: list[tuple[str, EdgeAddress]]) -> Any:

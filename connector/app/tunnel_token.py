@@ -79,8 +79,6 @@ def _certificate(path: str) -> str:
 
 
 _LOGIN = "Give --origincert FILE (TUNNEL_ORIGIN_CERT), which `cloudflared tunnel login` of Cloudflare's own makes."
-    "Give --origincert FILE (TUNNEL_ORIGIN_CERT): the file that `cloudflared tunnel login` of Cloudflare's own makes."
-)
 
 
 def read_account(path: str) -> Account:

@@ -108,6 +108,21 @@ def test_blocked_udp_is_a_warning(tmp_path: Path) -> None:
         assert "over http2" in out
 
 
+def test_a_region_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    with edge(tmp_path, "http_status:200") as (_, args, token):
+        dead = f"127.0.0.1:{free_port()}"
+        status, out, _ = doctor(*args, "--edge", dead, "--json", "https://localhost/", token=token)
+        assert status == 0, out
+        assert hops(out)["dns"]["detail"] == "2 addresses of the edge"
+        for hop in ("udp", "tcp"):
+            assert hops(out)[hop]["status"] == "warn"
+            here, there = hops(out)[hop]["detail"].split("; not with ")
+            assert f"with {args[1]} (region " in here
+            assert f"{dead} (region " in there
+            assert ", IPv4)" in there
+        assert hops(out)["tls"]["status"] == "ok"
+
+
 def test_a_name_that_leads_nowhere() -> None:
     status, out, _ = doctor("--edge", "edge.invalid:7844", "--json")
     assert status == status_of("dns")
