@@ -112,6 +112,19 @@ promtool:  # reads metrics and alert rules in tests, which skip loudly without i
 	  fi; \
 	fi
 
+.PHONY: shells
+shells:  # zsh and fish, 2 MB, for the tests of the completion scripts, which skip without them
+	@if ! { command -v zsh && command -v fish; } >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "setup: installing zsh and fish with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
+	    { apt-get install -y -qq --no-install-recommends zsh fish >/dev/null 2>&1 || \
+	      { apt-get update -qq && apt-get install -y -qq --no-install-recommends zsh fish >/dev/null; }; } || \
+	      echo "setup: zsh or fish could not be installed; their tests are skipped"; \
+	  else \
+	    echo "setup: no zsh or fish here and no root with apt to install it; their tests are skipped"; \
+	  fi; \
+	fi
+
 .PHONY: demo
 demo: $(VENV)/run.stamp broker  ## Broker, dev edge and connector on this machine; ARGS=--once checks and exits
 	@$(BIN)/launcher demo $(ARGS)
@@ -141,11 +154,11 @@ format: $(VENV)/dev.stamp  ## Rewrite the code in the project's format
 test: check test-newest test-oldest  ## All checks and tests, on the newest and the oldest Python found
 
 .PHONY: test-newest
-test-newest: $(VENV)/dev.stamp broker promtool inspection  ## The tests on the newest Python
+test-newest: $(VENV)/dev.stamp broker promtool inspection shells  ## The tests on the newest Python
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .PHONY: test-oldest
-test-oldest: $(OLDEST)/dev.stamp broker promtool inspection  ## The tests on the oldest Python
+test-oldest: $(OLDEST)/dev.stamp broker promtool inspection shells  ## The tests on the oldest Python
 	@if [ "$$($(OLDEST)/bin/python -V)" = "$$($(BIN)/python -V)" ]; then \
 	  echo "setup: only one suitable Python here; the oldest is the newest"; \
 	else \
