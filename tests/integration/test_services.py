@@ -23,6 +23,7 @@ from aiohttp import web
 
 from tests.support.access_keys import AUDIENCE, KeyServer, key_server
 from tests.support.aio import run
+from tests.support.certs import Authority
 from tests.support.origins import CHUNK, free_port, http_origin
 from tests.support.processes import Child, dev_edge, edge_token, tunnel
 from tests.support.tcp_servers import answer_with_what_comes_first, count_then_answer, echo, tcp_server
@@ -188,6 +189,29 @@ def _keys(stack: ExitStack) -> KeyServer:
     return found[0]
 
 
+def _everywhere(state: Path, stack: ExitStack) -> dict[str, str]:
+    """Serve the application over TLS and on unix sockets too; return the services, by name."""
+    context = Authority().server_context(state, "origin.internal")
+    ready, ports = threading.Event(), [free_port()]
+    paths = {"unix": str(state / "o.sock"), "unix-tls": str(state / "s.sock")}
+
+    async def main(stop: asyncio.Event) -> None:
+        runner = web.AppRunner(_application())
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", ports[0], ssl_context=context).start()
+        await web.UnixSite(runner, paths["unix"]).start()
+        await web.UnixSite(runner, paths["unix-tls"], ssl_context=context).start()
+        ready.set()
+        await stop.wait()
+        await runner.cleanup()
+
+    stack.callback(_in_thread(main))
+    assert ready.wait(20)
+    secure = f"127.0.0.1:{ports[0]}"
+    return {"https": f"https://{secure}", "wss": f"wss://{secure}", "unix": f"unix:{paths['unix']}",
+            "unix-tls": f"unix+tls:{paths['unix-tls']}"}  # fmt: skip
+
+
 OURS = (
     *(sys.executable, "-m", "connector", "run", "--edge", "{edge}", "--cacert", "{ca}", "--output", "json"),
     *("--token-file", "{token_file}", "--protocol", "{protocol}", "--loglevel", "debug"),
@@ -206,7 +230,9 @@ def everything(state: Path, protocol: str, command: tuple[str, ...] = OURS) -> I
         forwarded = {"echo": free_port(), "count": free_port(), "nobody": free_port()}
         targets = {"echo": echoes, "count": counts, "nobody": free_port()}
         file = state / "edge.toml"
-        file.write_text(f"[tunnels.test]\ningress = {_toml(_rules(origin, echoes, introduced))}\n")
+        file.write_text(
+            f"[tunnels.test]\ningress = {_toml(_rules(origin, echoes, introduced, _everywhere(state, stack)))}\n"
+        )
         forwards = [
             part
             for name, port in forwarded.items()
@@ -226,7 +252,7 @@ def everything(state: Path, protocol: str, command: tuple[str, ...] = OURS) -> I
         yield it
 
 
-def _rules(origin: int, echoes: int, introduced: int) -> list[dict[str, Any]]:
+def _rules(origin: int, echoes: int, introduced: int, others: dict[str, str]) -> list[dict[str, Any]]:
     def rule(name: str, service: str, **options: Any) -> dict[str, Any]:
         return {"hostname": f"{name}.test", "service": service, "originRequest": options}
 
@@ -239,6 +265,10 @@ def _rules(origin: int, echoes: int, introduced: int) -> list[dict[str, Any]]:
         rule("access", "hello_world", access=access),
         rule("proxy", f"http://127.0.0.1:{introduced}", proxyProtocol="v2"),
         rule("mqtt", f"ws://127.0.0.1:{origin}", wsSubprotocols=["mqtt"], wsKeepAlive=1),
+        *(rule(name, service, noTLSVerify=True) for name, service in others.items()),
+        rule("ws", f"ws://127.0.0.1:{origin}"),
+        *(rule(name, f"{name}://127.0.0.1:{echoes}") for name in ("ssh", "rdp", "smb")),
+        rule("status", "http_status:418"),
         {"service": f"http://127.0.0.1:{origin}"},
     ]
 
@@ -293,6 +323,32 @@ def test_tcp_over_websocket(up: Everything) -> None:
             assert await talk.recv() == b"end"
 
     run(main(), limit=90)
+
+
+@pytest.mark.parametrize("name", ["ws", "https", "wss", "unix", "unix-tls"])
+def test_http_services_take_requests_and_websockets(up: Everything, name: str) -> None:
+    response, body = up.get(f"{name}.test", "/range", headers={"Range": "bytes=1-3"})
+    assert (response.status, body) == (206, b"\x01\x02\x03")
+
+    async def main() -> None:
+        async with up.websocket(f"{name}.test", "/talk") as talk:
+            assert await talk.recv() == "[]"
+            await talk.send(b"12345")
+            assert await talk.recv() == "BINARY 5"
+
+    run(main(), limit=90)
+
+
+def test_named_tcp_services_and_a_fixed_status(up: Everything) -> None:
+    async def main() -> None:
+        for name in ("ssh", "rdp", "smb"):
+            async with up.websocket(f"{name}.test") as talk:
+                await talk.send(b"SSH-2.0-x\r\n")
+                assert await talk.recv() == b"SSH-2.0-x\r\n"
+
+    run(main(), limit=90)
+    response, body = up.get("status.test", "/")
+    assert (response.status, body) == (418, b"")
 
 
 def test_bastion(up: Everything) -> None:
