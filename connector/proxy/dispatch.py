@@ -403,9 +403,7 @@ class Dispatcher:
         """Return a rule at work; None for services that need no origin."""
         service, settings = rule.service, rule.settings
         if service.kind is ServiceKind.HTTP:
-            pool = OriginPool(
-                self.loop, service, settings, contexts.get(service, settings), self._proxies.hop_to(service, settings)
-            )
+            pool = OriginPool(self.loop, service, settings, contexts, self._proxies.hop_to(service, settings))
             return Route(rule, pool, self._fields)
         if service.kind in {ServiceKind.TCP, ServiceKind.BASTION, ServiceKind.SOCKS}:
             return self._flow_route(rule, settings)

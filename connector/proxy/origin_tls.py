@@ -86,7 +86,7 @@ class ContextCache:
     """Contexts for one rule set: rules that trust the same roots share one (making one takes 10-20 ms)."""
 
     def __init__(self) -> None:
-        self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
+        self._contexts: dict[tuple[str, bool, bool], ssl.SSLContext] = {}
         self._pools: dict[str, bool] = {}
 
     def doubt(self, rule: Rule) -> str:
@@ -104,14 +104,14 @@ class ContextCache:
             f"certificate pool: {path} holds no certificate in PEM"
         )
 
-    def get(self, service: Service, settings: OriginSettings) -> ssl.SSLContext | None:
+    def get(self, service: Service, settings: OriginSettings, *, http2: bool = False) -> ssl.SSLContext | None:
         """Return the context of a TLS service, None for a plain one. Errors: ConfigError."""
         if not service.tls:
             return None
-        key = (settings.ca_pool, settings.no_tls_verify)
+        key = (settings.ca_pool, settings.no_tls_verify, http2)
         context = self._contexts.get(key)
         if context is None:
-            context = self._contexts[key] = origin_context(settings)
+            context = self._contexts[key] = origin_context(settings, http2=http2)
         return context
 
 

@@ -26,7 +26,7 @@ from connector.proxy.ingress import OriginSettings, Service
 from connector.proxy.ingress_services import port_problem
 from connector.proxy.origin_dial import OriginDialler
 from connector.proxy.origin_proxy import PROXY_ADVICE, ProxyHop
-from connector.proxy.origin_tls import connect_error, connect_timeout, origin_context, tls_error, tls_timeout
+from connector.proxy.origin_tls import ContextCache, connect_error, connect_timeout, tls_error, tls_timeout
 from connector.proxy.proxy_protocol import encode_proxy_header
 from connector.transport.streams import ByteStream, SocketStream, StreamUser
 
@@ -207,8 +207,8 @@ class OriginConnection:
 class OriginPool:
     """All connections of one ingress rule.
 
-    A `context` made before for the same settings may be passed in; otherwise the constructor makes one (ConfigError
-    when `caPool` cannot be read). `close` ends idle connections and lets users finish.
+    `contexts` shares TLS contexts with the other rules of a set. The constructor raises ConfigError when `caPool` cannot
+    be read. `close` ends idle connections and lets users finish.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class OriginPool:
         loop: asyncio.AbstractEventLoop,
         service: Service,
         settings: OriginSettings,
-        context: ssl.SSLContext | None = None,
+        contexts: ContextCache | None = None,
         hop: ProxyHop | None = None,
     ) -> None:
         self.service = service
@@ -225,11 +225,12 @@ class OriginPool:
         self.settings = settings
         self._loop = loop
         self.call_soon = loop.call_soon
-        self._context = (context or origin_context(settings)) if service.tls else None
+        contexts = contexts or ContextCache()
+        self._context = contexts.get(service, settings)
         self.offers_http2 = (
             service.tls and settings.http2_origin and not settings.match_sni_to_host and not settings.proxy_protocol
         )
-        self._http2_context = origin_context(settings, http2=True) if self.offers_http2 else None
+        self._http2_context = contexts.get(service, settings, http2=True) if self.offers_http2 else None
         self.http2: Multiplexer | None = None
         self._server_name = settings.origin_server_name or service.host or "localhost"
         if hop is not None and hop.over_tls:

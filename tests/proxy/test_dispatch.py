@@ -11,6 +11,7 @@ import pytest
 from connector.errors import ConfigError, WireError
 from connector.protocol.ports import RequestKind, ResponseSource
 from connector.proxy.dispatch import Dispatcher
+from connector.proxy.http import Route
 from connector.proxy.ingress import parse_remote_config
 from tests.proxy.conftest import Runner
 from tests.proxy.rig import CONNECTOR_ID, Rig, rig
@@ -176,5 +177,21 @@ def test_events_tell_the_story_of_a_request(on_loop: Runner) -> None:
         async with rig("http://127.0.0.1:1", access_events=False) as it:
             await it.open().whole()
             assert [name for name, _ in it.events] == ["failed"]
+
+    on_loop(main())
+
+
+def test_rules_that_trust_the_same_share_what_is_slow_to_make(on_loop: Runner) -> None:
+    """A context takes 10 to 100 ms: a thousand rules must not hold the loop for a minute."""
+
+    async def main() -> None:
+        options = {"http2Origin": True}
+        rules = [{"hostname": f"h{number}", "service": "https://h", "originRequest": options} for number in range(3)]
+        it = Rig(parse_remote_config(1, {"ingress": [*rules, {"service": "http_status:404"}]}))
+        pools = [route.pool for route in it.dispatcher._routes if isinstance(route, Route)]
+        assert len(pools) == 3
+        assert len({pool._context for pool in pools}) == len({pool._http2_context for pool in pools}) == 1
+        assert pools[0]._context is not pools[0]._http2_context
+        await it.dispatcher.close()
 
     on_loop(main())
