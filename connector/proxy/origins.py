@@ -207,8 +207,8 @@ class OriginConnection:
 class OriginPool:
     """All connections of one ingress rule.
 
-    `contexts` shares TLS contexts with the other rules of a set. The constructor raises ConfigError when `caPool` cannot
-    be read. `close` ends idle connections and lets users finish.
+    `contexts` shares TLS contexts with the other rules of a set. The constructor raises ConfigError when `caPool`
+    cannot be read. `close` ends idle connections and lets users finish.
     """
 
     def __init__(
