@@ -22,6 +22,8 @@ from tests.support.origins import http_origin
 from tests.support.processes import Child, Event, Tunnel, connector, edge_token
 
 RULE = 'hostname="",path="",rule="0",service="http_status:204"'
+LONG = bool(os.environ.get("WORKERS_LONG"))
+"""`make workers` sets it."""
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -178,9 +180,10 @@ def test_all_lines_through_one_a_death_alone_and_a_drain_together(tmp_path: Path
                 assert tail.process.poll() is None, tail.text
                 it.ask()
                 seen = {event["fields"].get("connIndex") for event in tail.events if "fields" in event}
-            with tailing(tunnel, actor="somebody else") as other:  # management goes to one connection after another
-                assert other.wait() == 1
-                assert "4002 limit exceeded for streaming sessions" in other.text
+            if LONG:
+                with tailing(tunnel, actor="somebody else") as other:  # through another connection, one after another
+                    assert other.wait() == 1
+                    assert "4002 limit exceeded for streaming sessions" in other.text
             tail.signal()
             assert tail.wait() == 0
 
@@ -216,7 +219,7 @@ def test_all_lines_through_one_a_death_alone_and_a_drain_together(tmp_path: Path
         assert all(map(gone, pids))
 
 
-@pytest.mark.skipif(not os.environ.get("WORKERS_LONG"), reason="make workers runs it: 8 s")
+@pytest.mark.skipif(not LONG, reason="make workers runs it: 8 s")
 def test_a_worker_that_ends_again_and_again_ends_the_run(tmp_path: Path) -> None:
     with crew(tmp_path, "http2", "http_status:204") as it:
         it.registered(2)
