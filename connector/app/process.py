@@ -235,7 +235,8 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
             await supervisor.run()
         except ConnectorError as error:
             advice = {"advice": error.advice} if error.advice else {}
-            log.error("initial tunnel connection failed", error=str(error), **advice)
+            what = "The tunnel cannot be kept up" if state.registrations else "initial tunnel connection failed"
+            log.error(what, error=str(error), **advice)
             log.info("Initiating shutdown")
             raise RunEndedError from error
         except Exception as error:

@@ -234,4 +234,5 @@ def test_a_worker_that_ends_again_and_again_ends_the_run(tmp_path: Path) -> None
             run_loop(new())
         os.kill(max(it.workers), signal.SIGKILL)
         assert it.run.wait() == 1
+        assert "The tunnel cannot be kept up" in it.run.text
         assert "5 times in a row: killed by SIGKILL" in it.run.text

@@ -143,7 +143,7 @@ class Crew:
         self._state = state
         state.rotation = self._rotation
         if wanted < len(self._workers):
-            self._log.info(f"Only {wanted} connections are possible, so only {wanted} workers stay")
+            self._log.info(f"The workers that stay: {wanted}, because no more connections are possible", workers=wanted)
             for worker in self._workers[wanted:]:
                 worker.wanted = False
                 worker.send(say.Quit())

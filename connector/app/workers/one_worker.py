@@ -155,6 +155,10 @@ class OneWorker:
         except OSError as error:
             ours.close()
             why = f"it cannot be started: {error.strerror or error}"
+        except Exception as error:
+            ours.close()
+            self._log.bug(f"Worker {self.index} cannot be looked after", error)
+            why = f"{type(error).__name__}: {error}"
         finally:
             self.kill()
             pipe, self._pipe, self._process = self._pipe, None, None
