@@ -20,7 +20,8 @@ RETRY_SECONDS = 2.0
 MAX_ROWS = 500
 """Rows of the table, the newest; a terminal shows fifty."""
 
-COLUMNS = ("ID", "Via", "Status", "Method", "URL", "Up", "Down", "Took", "Client")
+COLUMNS = ("ID", "Status", "Took", "Method", "What", "Up", "Down", "Via", "Client")
+"""The most telling first: 80 columns show them up to the middle of `What`."""
 
 
 def main(argv: list[str]) -> int:
@@ -212,14 +213,15 @@ def make_app(source: Source) -> Any:
         CSS = "Input { dock: bottom; } #status { height: 1; color: $text-muted; } DataTable { height: 1fr; }"
         BINDINGS: ClassVar = [
             Binding("q", "quit", "Quit"), Binding("slash", "filter", "Filter", key_display="/"),
-            Binding("p", "pause", "Pause"), Binding("escape", "leave", "Table", show=False),
+            Binding("p", "pause", "Pause"), Binding("t", "theme", "Light, dark"),
+            Binding("escape", "leave", "Table", show=False),
         ]  # fmt: skip
 
         def __init__(self) -> None:
             super().__init__()
             self.expression = ""
             self.paused = False
-            self.shown: dict[int, tuple[str, ...]] = {}
+            self.shown: dict[int, tuple[Any, ...]] = {}
 
         def compose(self) -> ComposeResult:
             """Lay the screen out."""
@@ -253,12 +255,12 @@ def make_app(source: Source) -> Any:
                 for identity, cells in wanted.items():
                     for name, old, new in zip(COLUMNS, self.shown[identity], cells, strict=True):
                         if old != new:
-                            table.update_cell(str(identity), name, Text(new))
+                            table.update_cell(str(identity), name, new)
             else:
                 row = table.cursor_row
                 table.clear()
                 for identity, cells in wanted.items():
-                    table.add_row(*(Text(cell) for cell in cells), key=str(identity))
+                    table.add_row(*cells, key=str(identity))
                 table.move_cursor(row=min(row, max(0, len(wanted) - 1)))
             self.shown = wanted
 
@@ -281,6 +283,10 @@ def make_app(source: Source) -> Any:
             """Go back to the table."""
             self.query_one(DataTable).focus()
 
+        def action_theme(self) -> None:
+            """Change between light and dark."""
+            self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
+
         def action_pause(self) -> None:
             """Hold the table still."""
             self.paused = not self.paused
@@ -295,12 +301,23 @@ def make_app(source: Source) -> Any:
     return app
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    url = row["url"] + (f" [MQTT {row['mqtt']}]" if row["mqtt"] else "")
-    took = "open" if row["ms"] is None else f"{row['ms']:.0f} ms"
+def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return a row's cells; what went wrong stands in front of the URL, for that is cut off first."""
+    from rich.text import Text  # noqa: PLC0415 - textual's own
+
+    what = Text()
+    if row["why"]:
+        what.append(f"{row['why']} ", style="bold red")
+    what.append(f"{row['host']}{row['target']}")
+    if row["mqtt"]:
+        what.append(f" MQTT {row['mqtt']}", style="bold")
+    status = row["status"] or 0
+    colour = "green" if 0 < status < 400 else "yellow" if 400 <= status < 500 else "red" if status else ""
+    took = "open" if row["ms"] is None else f"{row['ms']:.0f} ms" if row["ms"] < 10_000 else f"{row['ms'] / 1000:.1f} s"
     return (
-        str(row["id"]), row["transport"], str(row["status"] or "…"), row["method"], url, str(row["up"]),
-        str(row["down"]), took, row["client"],
+        Text(str(row["id"])), Text(str(status or "…"), style=colour), Text(took, justify="right"), Text(row["method"]),
+        what, Text(str(row["up"]), justify="right"), Text(str(row["down"]), justify="right"), Text(row["transport"]),
+        Text(row["client"]),
     )  # fmt: skip
 
 

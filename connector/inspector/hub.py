@@ -227,6 +227,16 @@ class Inspector:
         """Look into a configuration push over HTTP/2 on its way."""
         return _ConfigurationSink(self, link, accept(request, port))
 
+    def on_push(self, link: LinkRecord, outgoing: bool, body: bytes) -> None:
+        """A configuration was pushed in a request of its own, as over HTTP/2."""
+        try:
+            message = json.loads(body)
+            version, config = message.get("version"), json.dumps(message.get("config"))
+        except (ValueError, AttributeError, RecursionError, WireError):
+            version, config = None, body.decode("utf-8", "replace")
+        self.on_configuration(version, config)
+        self.on_control(link, outgoing, "request", "update-configuration", f"version {version}", None, b"", [])
+
     def on_configuration(self, version: Any, config: str) -> None:
         """Remember a pushed configuration and what it changed."""
         safe = config if self.no_redact else redact_bytes(config.encode()).decode("utf-8", "replace")
@@ -416,13 +426,7 @@ class _ConfigurationSink:
 
     def on_eof(self) -> None:
         """Look at it before it is applied."""
-        try:
-            message = json.loads(self._body)
-            version, config = message.get("version"), json.dumps(message.get("config"))
-        except (ValueError, AttributeError, RecursionError, WireError):
-            version, config = None, self._body.decode("utf-8", "replace")
-        self._hub.on_configuration(version, config)
-        self._hub.on_control(self._link, False, "request", "update-configuration", f"version {version}", None, b"", [])
+        self._hub.on_push(self._link, False, bytes(self._body))
         self._sink.on_eof()
 
     def on_reset(self, error: BaseException | None) -> None:

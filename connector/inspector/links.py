@@ -41,7 +41,13 @@ from connector.wire.h2_frames import (
     PREFACE,
     STREAM_ID_MASK,
 )
-from connector.wire.h2_headers import CONNECTION_UPGRADE, RESPONSE_HEADERS, UPGRADE_CONTROL, decode_serialised_headers
+from connector.wire.h2_headers import (
+    CONNECTION_UPGRADE,
+    RESPONSE_HEADERS,
+    UPGRADE_CONFIGURATION,
+    UPGRADE_CONTROL,
+    decode_serialised_headers,
+)
 from connector.wire.h2_hpack import HpackDecoder, hpack_literal
 
 if TYPE_CHECKING:
@@ -55,6 +61,9 @@ MAX_RPC_MESSAGE = 256 * 1024
 
 MAX_BLOCK = 256 * 1024
 """Bytes of a header block that is followed; after a larger one headers of this link are not decoded any more."""
+
+MAX_PUSH = 1_048_576
+"""Bytes of a configuration push that are looked at; the proxy takes no larger one."""
 
 MAX_RPC_STREAMS = 64
 """RPC streams followed at a time; what a link serves at most."""
@@ -125,6 +134,8 @@ class LinkRecord:
         self._rpc: dict[tuple[str, bool], MessageSplitter] = {}
         self._questions: dict[tuple[str, bool], dict[int, str]] = {}
         self._control = -1  # the HTTP/2 stream that carries the control stream
+        self._push = -1  # the one that carries a configuration now
+        self._pushed = bytearray()
         self._rpc_streams: dict[int, str] = {0: "control"} if protocol == "quic" else {}
         self._openings: dict[tuple[int, bool], bytearray | None] = {}
 
@@ -191,6 +202,8 @@ class LinkRecord:
             if way.kind == DATA:
                 if way.stream == self._control and step:
                     self.on_rpc(outgoing, bytes(data[pos : pos + step]), "control")
+                elif way.stream == self._push and outgoing and len(self._pushed) < MAX_PUSH:
+                    self._pushed += data[pos : pos + step]
             elif way.kind != DATA and len(way.kept) < MAX_BLOCK:
                 way.kept += data[pos : pos + step]
             pos += step
@@ -306,6 +319,9 @@ class LinkRecord:
         if kind == DATA:
             text = "END_STREAM" if way.flags & 1 else ""
             self._row(outgoing, name, way.stream, way.length, text, b"")
+            if text and outgoing and way.stream == self._push:
+                self._push = -1
+                self.hub.on_push(self, outgoing, bytes(self._pushed))
             return
         payload = bytes(way.kept)
         text, shown = "", payload
@@ -343,6 +359,9 @@ class LinkRecord:
             return f"malformed: {error}", b""
         if self._control < 0 and (CONNECTION_UPGRADE, UPGRADE_CONTROL) in fields:
             self._control = way.stream
+        elif self.hub.role == "edge" and (CONNECTION_UPGRADE, UPGRADE_CONFIGURATION) in fields:
+            self._push = way.stream  # a connector's acceptor sees it for itself
+            self._pushed.clear()
         shown = fields if self.hub.no_redact else redact_headers(fields)
         text = "; ".join(f"{name.decode('latin-1')}: {_listed(name, value)}" for name, value in shown)
         return text[:2_000], b"".join(hpack_literal(name, value) for name, value in shown)

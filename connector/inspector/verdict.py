@@ -91,6 +91,8 @@ def label(record: StreamRecord) -> str:
     if record.ended is None or record.how in {"complete", ""}:
         return ""
     session = record.frames.mqtt if record.frames is not None else None
+    if _goodbye(session):
+        return ""
     if _unanswered(record, session):
         return "no PINGRESP"
     idle = ""
@@ -106,7 +108,7 @@ def label(record: StreamRecord) -> str:
         case "visitor":
             return "" if record.kind is not RequestKind.HTTP and not record.error else "visitor left"
         case "origin":
-            return "" if session is not None and session.state == "disconnected" else "closed by the origin"
+            return "closed by the origin"
     return ""
 
 
@@ -164,6 +166,8 @@ def _conversation(record: StreamRecord) -> Verdict:
     pinged = _unanswered(record, session)
     if record.status and record.status not in {101, 200}:
         return _http(record)
+    if _goodbye(session):
+        return Verdict("", "", f"The client said DISCONNECT after {seconds}: an orderly end.", [], "")
     if pinged:
         return Verdict(
             "origin", "",
@@ -185,8 +189,6 @@ def _conversation(record: StreamRecord) -> Verdict:
         case "origin":
             return _by_origin(record, session, what, evidence)
         case "visitor":
-            if session is not None and session.state == "disconnected" and not session.problems:
-                return Verdict("", "", f"The client said DISCONNECT after {seconds}: an orderly end.", [], "")
             words = f": {record.error}" if record.error else ""
             return Verdict("visitor", "", f"The visitor ended this {what} first, after {seconds}{words}.", evidence, "")
     if evidence:
@@ -240,8 +242,6 @@ def _by_origin(record: StreamRecord, session: MqttSession | None, what: str, evi
     seconds = f"{record.ended:.1f} s"
     if session is None:
         return Verdict("origin", "", f"The origin ended this {what} first, after {seconds}.", evidence, "")
-    if session.state == "disconnected" and not session.problems:
-        return Verdict("", "", f"The client said DISCONNECT after {seconds}: an orderly end.", [], "")
     overdue = _overdue(record, session)
     if overdue:
         return Verdict(
@@ -321,6 +321,11 @@ def _evidence(record: StreamRecord, session: MqttSession | None) -> list[str]:
 
 def _reason(record: StreamRecord) -> list[str]:
     return [f"Reason: {record.error.rstrip('.')}."] if record.error else []
+
+
+def _goodbye(session: MqttSession | None) -> bool:
+    """Whether the client ended the session in order; how the connection went after that is nobody's worry."""
+    return session is not None and session.state == "disconnected" and not session.problems
 
 
 def _unanswered(record: StreamRecord, session: MqttSession | None) -> float:

@@ -32,10 +32,12 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WHOLE = bool(os.environ.get("BROWSER"))
+CLOUDFLARED = os.environ.get("CLOUDFLARED", "")
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="NO CHROMIUM HERE: apt-get install chromium"),
     pytest.mark.skipif(MOSQUITTO is None, reason="NO MOSQUITTO HERE"),
 ]
+needs_cloudflared = pytest.mark.skipif(not CLOUDFLARED, reason="CLOUDFLARED names no binary")
 whole = pytest.mark.skipif(not WHOLE, reason="long: make test-browser")
 
 
@@ -60,7 +62,15 @@ class Origin(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def inspected(tmp_path: Path, *, protocol: str = "http2", edge: bool = False) -> Iterator[tuple[Tunnel, str]]:
+def inspected(
+    tmp_path: Path, *, protocol: str = "http2", edge: bool = False, original: bool = False
+) -> Iterator[tuple[Tunnel, str]]:
+    """A tunnel and the address of a page: the connector's, or with `edge` the dev edge's; `original`: cloudflared."""
+    command = (
+        *(CLOUDFLARED, "tunnel", "--no-autoupdate", "--edge", "{edge}", "--cacert", "{ca}", "--no-prechecks"),
+        *("--protocol", protocol, "run", "--token-file", "{token_file}"),
+    )
+    run_args = ("--ha-connections", "1", "--protocol", protocol, *(() if edge else ("--inspect",)))
     state = tmp_path / "state"
     state.mkdir()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Origin)
@@ -75,7 +85,8 @@ def inspected(tmp_path: Path, *, protocol: str = "http2", edge: bool = False) ->
                     "--ingress", f"web.localhost=http://127.0.0.1:{server.server_address[1]}",
                     *(("--inspect",) if edge else ()),
                 ),
-                run_args=("--ha-connections", "1", "--protocol", protocol, *(() if edge else ("--inspect",))),
+                run_args=() if original else run_args,
+                command=command if original else None,
             ) as up,
         ):  # fmt: skip
             process: Child = up.edge if edge else up.connector
@@ -157,9 +168,15 @@ def test_the_page_opens_and_shows_a_stream(tmp_path: Path) -> None:
 
 
 @whole
+@pytest.mark.parametrize("original", [False, pytest.param(True, marks=needs_cloudflared)], ids=["ours", "cloudflared"])
 @pytest.mark.parametrize("protocol", ["http2", "quic"])
-def test_everything_a_person_does(tmp_path: Path, protocol: str) -> None:
-    with inspected(tmp_path, protocol=protocol) as (up, url), sensor(up) as client, browser() as page:
+def test_everything_a_person_does(tmp_path: Path, protocol: str, original: bool) -> None:
+    """Through our connector on its own page; through cloudflared on the page of the edge, which sees its other end."""
+    with (
+        inspected(tmp_path, protocol=protocol, edge=original, original=original) as (up, url),
+        sensor(up) as client,
+        browser() as page,
+    ):
         ask(up, "/x?access_token=QUERY-SECRET-1", "-H", "Authorization: Bearer BEARER-SECRET-1")
         ask(up, "/form", "--data", "user=x&password=FORM-SECRET-1")
         page.goto(url)
@@ -235,7 +252,7 @@ def test_everything_a_person_does(tmp_path: Path, protocol: str) -> None:
         page.click("#calls >> text=registerConnection >> nth=-1")
         page.wait_for_selector("dialog .hexview >> text=auth.tunnelSecret")
         page.keyboard.press("Escape")
-        page.wait_for_selector("#events >> text=Registered tunnel connection")
+        page.wait_for_selector("#events >> text=" + ("registered" if original else "Registered tunnel connection"))
         page.keyboard.press("4")
         page.wait_for_selector("#wire tr[data-frame]")
         words = "HEADERS" if protocol == "http2" else "ConnectRequest"
