@@ -18,8 +18,8 @@ from connector.inspector.redact import (
     mask_spans,
     redact_bytes,
     redact_headers,
+    redact_notes,
     redact_target,
-    redact_text,
 )
 from connector.wire import mqtt, websocket
 from connector.wire.capnp import message_length
@@ -81,8 +81,8 @@ class Decoded:
         for start, size, name, text in self.notes:
             hidden = size and any(start < at + length and at < start + size for at, length in self.secrets)
             words = self.safe.get(start) or f"({size} bytes, masked)" if hidden and "bytes)" not in text else text
-            notes.append((start, size, name, redact_text(words)))
-        return redact_bytes(mask_spans(self.data, self.secrets)), notes
+            notes.append((start, size, name, words))
+        return redact_bytes(mask_spans(self.data, self.secrets)), redact_notes(notes)
 
 
 def decode(data: bytes, form: str = "auto") -> Decoded:

@@ -24,7 +24,7 @@ from connector.inspector.decode import (
     describe_frame,
     flags_text,
 )
-from connector.inspector.redact import mask_spans, redact_bytes, redact_headers, redact_text, redact_values
+from connector.inspector.redact import mask_spans, redact_bytes, redact_headers, redact_notes, redact_values
 from connector.inspector.render import hex_rows
 from connector.inspector.streams import StreamRecord, WatchedPort, WatchedSink
 from connector.inspector.values import jsonable
@@ -307,7 +307,7 @@ class LinkRecord:
         shown = message if self.hub.no_redact else redact_bytes(mask_spans(message, secrets))
         plain: dict[str, Any] = value if self.hub.no_redact else redact_values(value)  # type: ignore[assignment]
         if not self.hub.no_redact:
-            notes = [(start, size, name, redact_text(text)) for start, size, name, text in notes]
+            notes = redact_notes(notes)
         self.hub.on_control(self, outgoing, where, name, _summary(plain), jsonable(plain), shown, notes)
 
     def _frame(self, outgoing: bool, way: _H2Way) -> None:
@@ -408,12 +408,16 @@ class LinkRecord:
             "error": self.broken or self.error, "frames": self.counts, "datagrams": self.datagrams,
         }  # fmt: skip
 
-    def rows(self, after: int, limit: int) -> list[dict[str, Any]]:
-        """Return the newest `limit` frames above sequence number `after`."""
+    def rows(self, after: int, limit: int, *, payload: bool = True) -> list[dict[str, Any]]:
+        """Return the newest `limit` frames above sequence number `after`; without `payload`, not those that only carry
+        some.
+        """
         found: list[dict[str, Any]] = []
         for row in reversed(self.frames):
             if row.seq <= after or len(found) >= limit:
                 break
+            if not payload and not row.text and row.kind in {"DATA", "STREAM"}:
+                continue
             found.append(
                 {
                     "seq": row.seq,

@@ -354,7 +354,9 @@ class Page:
         if link is None:
             raise web.HTTPNotFound(reason="this link is not remembered any more")
         after, limit = _number(request, "after", 0), min(_number(request, "limit", 300), 2_000)
-        return _json({"link": link.summary(), "frames": link.rows(after, limit)})
+        return _json(
+            {"link": link.summary(), "frames": link.rows(after, limit, payload=request.query.get("payload") != "0")}
+        )
 
     async def _decode(self, request: web.Request) -> web.Response:
         order = await _object(request)

@@ -53,6 +53,7 @@ _UUID = re.compile(rb"(?i)(?:[a-z]+[-_])*[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]
 _CLASSES = bytes(
     1 if 48 <= byte < 58 else 2 if 97 <= byte < 123 else 3 if 65 <= byte < 91 else 0 for byte in range(256)
 )
+_IDENTIFIER = re.compile(r"(?i)(?:id|tag|identity)$")
 _CUT_WORD = re.compile(rb"[A-Za-z0-9+/_=~.%-]{1,8192}\Z")
 
 _IN_BODIES = (
@@ -158,6 +159,14 @@ def redact_bytes(data: bytes, *, cut: bool = False) -> bytes:
 def redact_text(text: str) -> str:
     """Return `text` with the same masked."""
     return redact_bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
+
+
+def redact_notes(notes: Iterable[tuple[int, int, str, str]]) -> list[tuple[int, int, str, str]]:
+    """Return what annotates a dump, masked; identifiers stay: they are needed, and open nothing."""
+    return [
+        (start, size, name, text if _IDENTIFIER.search(name) else redact_text(text))
+        for start, size, name, text in notes
+    ]
 
 
 def looks_random(word: bytes) -> bool:

@@ -255,6 +255,16 @@ def test_everything_a_person_does(tmp_path: Path, protocol: str, original: bool)
         page.wait_for_selector("#events >> text=" + ("registered" if original else "Registered tunnel connection"))
         page.keyboard.press("4")
         page.wait_for_selector("#wire tr[data-frame]")
+        page.check("#no-payload")
+        payload = (
+            "[...document.querySelectorAll('#wire tbody tr')].filter((row) => "
+            "['DATA', 'STREAM'].includes(row.children[2].textContent) && !row.children[5].textContent).length"
+        )
+        for _ in range(300):
+            if not page.evaluate(payload):
+                break
+            page.wait_for_timeout(100)
+        assert not page.evaluate(payload)
         words = "HEADERS" if protocol == "http2" else "ConnectRequest"
         page.click(f"#wire tr[data-frame] >> text={words} >> nth=0")
         page.wait_for_selector("dialog[open] .hexview")

@@ -1,7 +1,7 @@
 "use strict";
 // The page: one state, one live connection, one function per view.
 
-const state = { view: "streams", rows: new Map(), status: {}, filter: "", filterError: "", picked: null, tab: "overview", raw: false, frames: new Map(), lastSeq: 0, paused: false, control: { messages: [], events: [], configurations: [], links: [] }, link: null, linkFrames: [], closed: new Set(), sort: "" };
+const state = { view: "streams", rows: new Map(), status: {}, filter: "", filterError: "", picked: null, tab: "overview", raw: false, frames: new Map(), lastSeq: 0, paused: false, control: { messages: [], events: [], configurations: [], links: [] }, link: null, linkFrames: [], closed: new Set(), noPayload: false };
 const VIEWS = [["streams", "Streams"], ["mqtt", "MQTT"], ["control", "Control plane"], ["wire", "Wire"], ["decode", "Decode"], ["faults", "Faults"]];
 const $ = (id) => document.getElementById(id);
 const here = new URL(location.href);
@@ -166,7 +166,7 @@ function overview(content, stream) {
   const copy = (kind) => el("button", { "data-copy": kind, onclick: () => attempt(async () => snippetDialog((await api(`/api/streams/${stream.id}/snippet?as=${kind}`)).text)) }, `Copy as ${kind}`);
   content.append(el("p", {}, can("replay") && stream.kind === "http" ? [el("button", { id: "replay", onclick: () => attempt(async () => { const { id } = await api(`/api/streams/${stream.id}/replay`, {}); await open(id); }) }, "Replay"), " ", el("button", { id: "edit", onclick: () => editDialog(stream) }, "Edit and replay…"), " "] : "", copy("curl"), " ", stream.session ? copy("mosquitto_pub") : "", " ", copy("pytest")),
     el("h3", {}, "Timing"), waterfall(stream),
-    el("dl", {}, ...[["Status", `${stream.status || "none yet"}${stream.source ? `, from ${stream.source}` : ""}`], ["Ended", stream.ms === null ? "open" : `${stream.how} after ${span(stream.ms)} ${stream.error}`], ["Bytes", `${size(stream.up)} up, ${size(stream.down)} down`], ["Transport", `${stream.transport}, connection ${stream.conn}, stream ${text(stream.stream)}`], ["Rule", stream.rule === null ? "none" : `${stream.rule}: ${stream.service}`], ["Client", stream.client], ["Ray", stream.ray], ["Started", new Date(stream.time * 1000).toISOString()]].flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])));
+    el("dl", {}, ...[["Status", `${stream.status || "none yet"}${stream.source ? `, from ${stream.source}` : ""}`], ["Ended", stream.ms === null ? "open" : `${stream.how} after ${span(stream.ms)}${stream.error && !stream.verdict.line ? `: ${stream.error}` : ""}`], ["Bytes", `${size(stream.up)} up, ${size(stream.down)} down`], ["Transport", `${stream.transport}, connection ${stream.conn}, stream ${text(stream.stream)}`], ["Rule", stream.rule === null ? "none" : `${stream.rule}: ${stream.service}`], ["Client", stream.client], ["Ray", stream.ray], ["Started", new Date(stream.time * 1000).toISOString()]].flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])));
 }
 
 async function frameList(content, stream, id) {
@@ -232,11 +232,12 @@ async function drawControl() {
   const found = await api("/api/control");
   if (state.view !== "control") return;
   const scroll = $("list").scrollTop;
+  const peer = state.status.role === "edge" ? "connector" : "edge";
   $("list").replaceChildren(
-    el("h2", {}, "Connections with the edge"),
+    el("h2", {}, `Connections with the ${peer}`),
     el("table", { class: "plain", id: "links" }, el("tbody", {}, found.links.slice(-40).reverse().map((link) => el("tr", {}, el("td", { class: "faint mono" }, clock(link.time)), el("td", {}, el("span", { class: "tag" }, link.protocol), link.conn < 0 ? " not registered" : ` connection ${link.conn}`), el("td", { class: "mono" }, link.remote), el("td", { class: link.open ? "ok" : "bad" }, link.open ? `open for ${link.seconds} s` : `ended after ${link.seconds} s, ${link.error}`))))),
     el("h2", {}, "Calls"),
-    el("table", { class: "plain", id: "calls" }, el("tbody", {}, found.messages.slice(-200).reverse().map((message) => el("tr", { tabindex: 0, onclick: () => attempt(() => controlDialog(message.seq)) }, el("td", { class: "faint mono" }, clock(message.time)), el("td", { class: message.out ? "out" : "in" }, message.out ? "→ to the peer" : "← from the peer"), el("td", {}, message.conn < 0 ? message.where : `${message.where}, conn ${message.conn}`), el("td", {}, el("b", {}, message.name)), el("td", { class: "url" }, message.text))))),
+    el("table", { class: "plain", id: "calls" }, el("tbody", {}, found.messages.slice(-200).reverse().map((message) => el("tr", { tabindex: 0, onclick: () => attempt(() => controlDialog(message.seq)) }, el("td", { class: "faint mono" }, clock(message.time)), el("td", { class: message.out ? "out" : "in" }, `${message.out ? "→" : "←"} ${peer}`), el("td", {}, message.conn < 0 ? message.where : `${message.where}, conn ${message.conn}`), el("td", {}, el("b", {}, message.name)), el("td", { class: "url" }, message.text))))),
     el("h2", {}, "Configurations"),
     el("div", { id: "configurations" }, found.configurations.slice().reverse().map((entry) => el("details", { open: true }, el("summary", {}, `${clock(entry.time)} version ${text(entry.version)}`), entry.diff.length ? diffView(entry.diff) : el("p", { class: "faint" }, "No change."), el("details", {}, el("summary", {}, "whole"), el("pre", {}, entry.text))))),
     el("h2", {}, "Events"),
@@ -252,12 +253,12 @@ async function controlDialog(seq) {
 async function drawWire() {
   const { links } = await api("/api/control?after=9007199254740990");
   if (!links.some((link) => link.id === state.link)) state.link = links.length ? links[links.length - 1].id : null;
-  const found = state.link === null ? null : await api(`/api/links/${state.link}/frames?limit=300`);
+  const found = state.link === null ? null : await api(`/api/links/${state.link}/frames?limit=300${state.noPayload ? "&payload=0" : ""}`);
   if (state.view !== "wire") return;
   const scroll = $("list").scrollTop;
   const rows = found ? found.frames.slice().reverse().map((frame) => el("tr", { tabindex: 0, "data-frame": frame.seq, onclick: () => dialog(`${frame.kind} on stream ${frame.stream}`, el("p", { class: "url" }, frame.text), el("p", { class: "faint" }, frame.kind === "DATA" || frame.kind.startsWith("STREAM") ? "Payload belongs to a stream: see its page, where secrets are masked." : ""), hexView(frame.hex.map(([at, raw, plain]) => [at, raw, "", plain]))) }, el("td", { class: "num faint" }, frame.at.toFixed(3)), el("td", { class: frame.out ? "out" : "in" }, frame.out ? "→" : "←"), el("td", {}, el("b", {}, frame.kind)), el("td", { class: "num" }, frame.stream), el("td", { class: "num" }, size(frame.length)), el("td", { class: "url mono" }, frame.text.slice(0, 300)))) : [];
   $("list").replaceChildren(
-    el("div", { class: "bar" }, el("select", { id: "link", "aria-label": "Link", onchange: (event) => { state.link = Number(event.target.value); attempt(drawWire); } }, links.slice().reverse().map((link) => el("option", { value: link.id, selected: link.id === state.link }, `${link.protocol} ${link.conn < 0 ? "" : `connection ${link.conn} `}to ${link.remote}${link.open ? "" : " (ended)"}`))), found ? el("span", { class: "faint" }, Object.entries(found.link.frames).map(([name, count]) => `${name} ${count}`).join(", ")) : "No link yet."),
+    el("div", { class: "bar" }, el("select", { id: "link", "aria-label": "Link", onchange: (event) => { state.link = Number(event.target.value); attempt(drawWire); } }, links.slice().reverse().map((link) => el("option", { value: link.id, selected: link.id === state.link }, `${link.protocol} ${link.conn < 0 ? "" : `connection ${link.conn} `}to ${link.remote}${link.open ? "" : " (ended)"}`))), el("label", {}, el("input", { type: "checkbox", id: "no-payload", checked: state.noPayload, onchange: (event) => { state.noPayload = event.target.checked; event.target.blur(); attempt(drawWire); } }), " without payload"), found ? el("span", { class: "faint" }, Object.entries(found.link.frames).map(([name, count]) => `${name} ${count}`).join(", ")) : "No link yet."),
     el("table", { id: "wire" }, el("thead", {}, el("tr", {}, ["Seconds", "", "Frame", "Stream", "Size", "Meaning"].map((name) => el("th", {}, name)))), el("tbody", {}, rows)));
   $("list").scrollTop = scroll;
 }
@@ -276,7 +277,7 @@ async function drawFaults() {
   $("list").replaceChildren(el("h2", {}, "Faults of the dev edge"),
     el("form", { class: "bar", onsubmit: (event) => { event.preventDefault(); const value = $("fault").value; $("fault").value = ""; document.activeElement.blur(); change({ add: value }); } }, el("input", { id: "fault", type: "search", placeholder: "delay:200ms", "aria-label": "Fault", value: written }), el("button", { id: "add-fault" }, "Switch on"), el("button", { type: "button", id: "clear-faults", onclick: () => change({ clear: "" }) }, "All off")),
     el("table", { class: "plain", id: "faults" }, el("tbody", {}, found.active.map((fault) => el("tr", {}, el("td", { class: "mono" }, fault), el("td", {}, el("button", { onclick: () => change({ clear: fault }) }, "Off")))))),
-    el("h3", {}, "What there is"), el("pre", {}, found.grammar));
+    el("h3", {}, "What there is"), el("pre", { class: "hex" }, found.grammar));
 }
 
 // --- keys, tools -----------------------------------------------------------------------------------------------------
