@@ -16,6 +16,7 @@ from typing import Any
 from connector.errors import UsageError, WireError
 from connector.inspector.capture import CapturedStream
 from connector.wire import mqtt
+from connector.wire.mqtt_encode import encode_packet
 
 SECONDS = 30.0
 """Limit of the wait for one answer."""
@@ -195,7 +196,7 @@ class Conversation:
             raise UsageError(
                 "the MQTT password is masked in the capture", advice="Give it with --mqtt-password-file FILE."
             )
-        return mqtt.encode_packet(mqtt.CONNECT, fields, self._version)
+        return encode_packet(mqtt.CONNECT, fields, self._version)
 
     def _learn_numbers(self) -> None:
         """The n-th publish of the broker with a number then is the n-th with one now."""

@@ -28,6 +28,7 @@ from connector.wire.h2_frames import (
 )
 from connector.wire.h2_headers import encode_serialised_headers
 from connector.wire.h2_hpack import hpack_literal
+from connector.wire.mqtt_encode import encode_packet
 from connector.wire.token import Token, encode_token
 
 
@@ -131,7 +132,7 @@ def _mqtt(value: dict[str, Any]) -> bytes:
     if name not in mqtt.KINDS:
         raise UsageError(f"no MQTT packet {name!r}", advice=f"Packets: {', '.join(mqtt.KINDS)}.")
     version = mqtt.V5 if _uses_version_5(fields) else mqtt.V311
-    return mqtt.encode_packet(
+    return encode_packet(
         mqtt.KINDS[name], fields, int(fields.pop("version", version)) if name != "CONNECT" else version
     )
 

@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from connector.wire import mqtt
+from connector.wire.mqtt_encode import encode_packet
 from connector.wire.websocket import BINARY, PING, PONG, Frame, FrameSplitter, encode_frame
 from tests.inspector.test_browser import CHROMIUM, browser
 from tests.support.origins import mosquitto
@@ -52,9 +53,7 @@ class Client:
         )
         head = await self.reader.readuntil(b"\r\n\r\n")
         assert b" 101 " in head, head
-        self.send(
-            mqtt.encode_packet(mqtt.CONNECT, {"client_id": name, "keep_alive": 0, "username": "u", "password": b"p"})
-        )
+        self.send(encode_packet(mqtt.CONNECT, {"client_id": name, "keep_alive": 0, "username": "u", "password": b"p"}))
         await self.reader.readexactly(6)
 
     def send(self, packet: bytes) -> None:
@@ -76,12 +75,11 @@ async def load(up: Tunnel, rate: int, seconds: float, report: Any) -> float:
     publisher, subscriber = Client(), Client()
     await publisher.connect(up, "soak-publisher")
     await subscriber.connect(up, "soak-subscriber")
-    subscriber.send(mqtt.encode_packet(mqtt.SUBSCRIBE, {"packet_id": 1, "filters": [{"topic": "s/#", "qos": 0}]}))
+    subscriber.send(encode_packet(mqtt.SUBSCRIBE, {"packet_id": 1, "filters": [{"topic": "s/#", "qos": 0}]}))
     await subscriber.reader.readexactly(2 + 5)
     payload = b'{"temperature": 21.5, "humidity": 40, "sensor": "kitchen-12", "uptime": 123456}'
     packets = [
-        mqtt.encode_packet(mqtt.PUBLISH, {"topic": f"s/room{number:02}/t", "payload": payload})
-        for number in range(TOPICS)
+        encode_packet(mqtt.PUBLISH, {"topic": f"s/room{number:02}/t", "payload": payload}) for number in range(TOPICS)
     ]
     frames = [encode_frame(Frame(BINARY, packet, mask=b"\x11\x22\x33\x44")) for packet in packets]
     reading = asyncio.gather(publisher.read(), subscriber.read())

@@ -20,6 +20,7 @@ from connector.protocol.ports import (
 from connector.wire import mqtt, websocket
 from connector.wire.h2_frames import DATA, FLAG_END_HEADERS, HEADERS, PREFACE, encode_frame, encode_settings
 from connector.wire.h2_hpack import hpack_literal
+from connector.wire.mqtt_encode import encode_packet
 from tests.support.vectors import vector
 
 SECRETS = [
@@ -124,14 +125,14 @@ def down(payload: bytes, *, opcode: int = websocket.BINARY) -> bytes:
 
 
 def connect(client_id: str = "sensor-1", keep_alive: int = 30, **fields: Any) -> bytes:
-    return mqtt.encode_packet(
+    return encode_packet(
         mqtt.CONNECT,
         {"client_id": client_id, "keep_alive": keep_alive, "username": "alice", "password": SECRETS[0], **fields},
     )
 
 
 def packet(name: str, version: int = mqtt.V311, **fields: Any) -> bytes:
-    return mqtt.encode_packet(mqtt.KINDS[name], fields, version)
+    return encode_packet(mqtt.KINDS[name], fields, version)
 
 
 def play_http(link: LinkRecord) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from connector.errors import WireError
 from connector.wire import mqtt
+from connector.wire.mqtt_encode import encode_packet
 
 PROPERTIES: dict[str, Any] = {
     "user_property": [["a", "b"], ["a", "c"]], "reason_string": "why", "receive_maximum": 20,
@@ -67,7 +68,7 @@ EVERY: list[tuple[str, dict[str, Any], int]] = [
 
 
 def encoded(name: str, fields: dict[str, Any], version: int) -> bytes:
-    return mqtt.encode_packet(mqtt.KINDS[name], fields, version)
+    return encode_packet(mqtt.KINDS[name], fields, version)
 
 
 @pytest.mark.parametrize(("name", "fields", "version"), EVERY)
@@ -182,8 +183,8 @@ def test_garbage_raises_wire_errors_only() -> None:
 
 def test_what_cannot_be_encoded_is_named() -> None:
     with pytest.raises(WireError, match="'topic'"):
-        mqtt.encode_packet(mqtt.PUBLISH, {})
+        encode_packet(mqtt.PUBLISH, {})
     with pytest.raises(WireError, match="no property 'colour'"):
-        mqtt.encode_packet(mqtt.PUBACK, {"packet_id": 1, "properties": {"colour": 1}}, 5)
+        encode_packet(mqtt.PUBACK, {"packet_id": 1, "properties": {"colour": 1}}, 5)
     with pytest.raises(WireError, match="wrong kind"):
-        mqtt.encode_packet(mqtt.PUBACK, {"packet_id": "x"})
+        encode_packet(mqtt.PUBACK, {"packet_id": "x"})
