@@ -60,6 +60,14 @@ class Call(NamedTuple):
     environ: Mapping[str, str]
 
 
+_API_URL = Flag(
+    "api-url",
+    default="https://api.cloudflare.com/client/v4",
+    env=("TUNNEL_API_URL",),
+    metavar="URL",
+    help="Where Cloudflare's API is.",
+)
+
 COMMANDS: dict[str, Command] = {
     "tunnel": Command("connector.app.quick:quick", "run a quick tunnel: tunnel --url URL"),
     "tunnel run": Command("connector.app.run:run", "run a tunnel", "[TUNNEL]"),
@@ -88,14 +96,18 @@ COMMANDS: dict[str, Command] = {
                 metavar="FILE",
                 help="Write a credentials file instead of printing the token.",
             ),
-            Flag(
-                "api-url",
-                default="https://api.cloudflare.com/client/v4",
-                env=("TUNNEL_API_URL",),
-                metavar="URL",
-                help="Where Cloudflare's API is.",
-            ),
+            _API_URL,
         ),
+    ),
+    "management token": Command(
+        "connector.app.tunnel_token:management_token",
+        "fetch a management token of a tunnel of the account",
+        "TUNNEL",
+        flags=(
+            Flag("resource", metavar="NAME", help="What it is for: logs, admin or host_details."),
+            _API_URL,
+        ),
+        hidden=True,
     ),
     "tail": Command(
         "connector.app.tail:tail",
@@ -228,7 +240,7 @@ ABSENT: dict[str, str] = {
         "It runs tunnels; they are made and listed in the Zero Trust dashboard, which also shows the token.",
     ),
     "service": "Under systemd use the unit in deploy/systemd, or `docker compose`; a token goes into a file.",
-    **dict.fromkeys(("access", "management"), "It runs tunnels only; use Cloudflare's own cloudflared for this."),
+    "access": "It runs tunnels only; use Cloudflare's own cloudflared for this.",
     **dict.fromkeys(
         ("proxy-dns", "tunnel proxy-dns"),
         "dns-proxy feature is no longer supported, by cloudflared neither; use a DNS-over-HTTPS client of your system.",

@@ -1,4 +1,4 @@
-"""`connector tunnel token`: fetch the token of a tunnel of the account, by the account's certificate.
+"""`connector tunnel token`, `connector management token`: tokens of a tunnel, by the account's certificate.
 
 Owns: reading `cert.pem`, two questions to Cloudflare's API. In: a Call. Out: the token on stdout, or a file of them.
 Never: shows the API's key; writes over a file.
@@ -30,6 +30,10 @@ NAME: Final = "cert.pem"
 _BLOCK = re.compile(rb"-----BEGIN ARGO TUNNEL TOKEN-----\s(.*?)-----END ARGO TUNNEL TOKEN-----", re.DOTALL)
 
 
+RESOURCES: Final = ("logs", "admin", "host_details")
+"""What a management token may be for."""
+
+
 class Account(NamedTuple):
     """Who asks, as `cert.pem` says."""
 
@@ -47,11 +51,8 @@ def tunnel_token(call: Call) -> int:
             f'"{call.program} tunnel token" requires exactly 1 argument, the name or UUID of tunnel to fetch the'
             " credentials token for."
         )
-    flags, _ = configured_flags(call.flags)
-    account = read_account(_certificate(flags.text("origincert")))
-    base = f"{flags.text('api-url').rstrip('/')}/accounts/{quote(account.account_id)}/cfd_tunnel"
-    tunnel_id = _find(base, account, call.arguments[0])
-    text = _ask(f"{base}/{tunnel_id}/token", account, "get tunnel token")
+    url, account = _tunnel(call)
+    text = _ask(f"{url}/token", account, "get tunnel token")
     try:
         token = decode_token(str(text))
     except WireError as error:
@@ -62,6 +63,29 @@ def tunnel_token(call: Call) -> int:
     else:
         print(encode_token(token))
     return 0
+
+
+def management_token(call: Call) -> int:
+    """Print a token for the management of a tunnel, as cloudflared does: a JSON object."""
+    if len(call.arguments) != 1:
+        raise UsageError(f"{call.program} management token takes one argument, the name or UUID of the tunnel")
+    resource = call.flags.text("resource")
+    if resource not in RESOURCES:
+        raise UsageError(
+            f"invalid resource '{resource}': must be one of: {', '.join(RESOURCES)}", advice="Give --resource logs."
+        )
+    url, account = _tunnel(call)
+    token = _ask(f"{url}/management/{resource}", account, "get tunnel token", method="POST")
+    print(json.dumps({"token": str(token)}))
+    return 0
+
+
+def _tunnel(call: Call) -> tuple[str, Account]:
+    """Give the API's URL of the tunnel that the argument names, and who asks. Errors: ConfigError."""
+    flags, _ = configured_flags(call.flags)
+    account = read_account(_certificate(flags.text("origincert")))
+    base = f"{flags.text('api-url').rstrip('/')}/accounts/{quote(account.account_id)}/cfd_tunnel"
+    return f"{base}/{_find(base, account, call.arguments[0])}", account
 
 
 def _certificate(path: str) -> str:
@@ -117,7 +141,7 @@ def _find(base: str, account: Account, wanted: str) -> uuid.UUID:
         ) from None
 
 
-def _ask(url: str, account: Account, what: str) -> Any:
+def _ask(url: str, account: Account, what: str, *, method: str = "GET") -> Any:
     """Give the `result` of an answer. Errors: ConfigError."""
     if not url.startswith(("https://", "http://")):
         raise ConfigError(f"--api-url: not an HTTP URL: {url.partition('/accounts/')[0]}")
@@ -127,7 +151,7 @@ def _ask(url: str, account: Account, what: str) -> Any:
     }  # fmt: skip
     status = 0
     try:
-        with urlopen(Request(url, headers=headers), timeout=LIMIT_SECONDS) as answer:  # noqa: S310  (HTTP, see above)
+        with urlopen(Request(url, headers=headers, method=method), timeout=LIMIT_SECONDS) as answer:  # noqa: S310  (HTTP, see above)
             status, body = answer.status, answer.read(MAX_ANSWER)
     except HTTPError as error:
         with error:

@@ -38,6 +38,9 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Api]:
     it = Api()
 
     class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.do_GET()
+
         def do_GET(self) -> None:
             it.asked.append((self.path, dict(self.headers)))
             status, result = it.answers.get(self.path, (404, None))
@@ -89,6 +92,14 @@ def test_or_written_as_a_credentials_file_that_nobody_overwrites(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "File exists" in captured.err
+
+
+def test_management_tokens(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers[f"/v4/accounts/account1/cfd_tunnel/{ID}/management/logs"] = (200, "a.b.c")
+    assert main(["management", "token", "--resource", "logs", str(ID)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"token": "a.b.c"}
+    assert main(["management", "token", str(ID)]) == 255
+    assert "must be one of: logs, admin, host_details" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
