@@ -326,11 +326,12 @@ class EdgeConnection:
         self, client: RegistrationClient, link: Link, transport: Transport, address: EdgeAddress, log: Logger
     ) -> ConnectionDetails:
         state, config = self._state, self._state.config
-        log.debug("Tunnel connection options", features=config.features)
+        features = (*config.features, *state.dialler.features(transport, self.conn_index))
+        log.debug("Tunnel connection options", features=list(features))
         log.debug("Registering tunnel connection", protocol=link.protocol)
         options = ConnectionOptions(
             client_id=state.connector_id,
-            features=(*config.features, *state.dialler.features(transport, self.conn_index)),
+            features=features,
             origin_local_ip=link.local_address[0],
             num_previous_attempts=self._retry.previous_attempts,
         )
