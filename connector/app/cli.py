@@ -101,9 +101,11 @@ def _command(argv: list[str], exposed: str) -> int:
             return _invoke("tunnel", levels, [], exposed)
         path, rest = _resolve(f"tunnel {tunnel.rest[0]}"), tunnel.rest[1:]
     if path not in COMMANDS:  # words that only lead to commands, such as tunnel ingress
-        if not rest or rest[0].startswith("-"):
+        group = parse_level(rest)
+        levels.append(group)
+        if group.help or not group.rest:
             return _help(path)
-        path, rest = _resolve(f"{path} {rest[0]}"), rest[1:]
+        path, rest = _resolve(f"{path} {group.rest[0]}"), group.rest[1:]
     command = COMMANDS[path]
     if command.raw:
         return int(_load(command.target)(rest))

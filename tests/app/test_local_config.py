@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from connector.app import local_config
+from connector.app.cli import main
 from connector.app.config import RunConfig, run_config
 from connector.app.flags import Flags, parse_level
 from connector.app.local_config import configured_flags, find_config, find_token
@@ -328,3 +329,11 @@ def test_a_run_of_a_file_alone(home: Path) -> None:
     assert (config.token.tunnel_id, config.protocol, config.region) == (UUID(ID), "http2", "fed")
     assert config.ingress.rules[0].service.status == 404
     assert config.watched == (flags, local)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_flag_may_stand_at_every_level(home: Path, at: int, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "config.yml").write_text("ingress: [{service: http://h}]\n")
+    words = ["tunnel", "ingress", "validate"]
+    assert main([*words[:at], "--config", str(home / "config.yml"), *words[at:]]) == 0
+    assert capsys.readouterr().out.endswith("OK\n")
