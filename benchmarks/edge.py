@@ -22,6 +22,7 @@ from benchmarks.h2_client import H2LoadLink
 from benchmarks.link import LoadLink, StreamUser
 from benchmarks.loads import WorkError
 from benchmarks.quic_client import QuicListener, QuicLoadLink, QuicLoadStream, configuration
+from benchmarks.tls_server import TlsListener
 from benchmarks.watched import Watched
 from benchmarks.works import WORKS
 from connector.devedge.authority import EDGE_LEAF_NAMES, Authority, StateDir
@@ -56,9 +57,8 @@ class Edge:
             listener = QuicListener(settings, self._take_control, self._on_lost)
             port, close = listener.listen(), listener.close
         else:
-            context = self.authority.server_context(EDGE_LEAF_NAMES)
-            server = await self.loop.create_server(self._new_link, "127.0.0.1", 0, ssl=context)
-            port, close = server.sockets[0].getsockname()[1], server.close
+            server = TlsListener(self.authority.server_context(EDGE_LEAF_NAMES), self._new_link)
+            port, close = server.listen(), server.close
         tell({"event": "listening", "edge": f"127.0.0.1:{port}", "ca": str(self.authority.ca_file)})
         while line := await self.loop.run_in_executor(None, sys.stdin.readline):
             tell(await self.run(json.loads(line)))

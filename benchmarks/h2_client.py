@@ -1,7 +1,7 @@
 """The edge's side of HTTP/2, as lean as it gets: frames packed by hand, response heads not decoded.
 
 Owns: H2LoadLink (one TLS connection of a connector) and H2LoadStream (one request on it).
-In: received bytes; `open`, `send`, `pump`. Out: frames, one write per read or loop tick; calls on a StreamUser.
+In: received bytes; `open`, `send`, `pump`. Out: frames, each a write of its own; calls on a StreamUser.
 Never: knows the rows, favours a connector: request blocks use the dynamic table as edges do, with a `cf-ray` of its
 own in each, so that no two blocks are the same.
 """
@@ -41,7 +41,10 @@ from connector.wire.h2_frames import (
 STREAM_WINDOW = 1 << 20
 LINK_WINDOW = 16 << 20
 FRAME_SIZE = 16_384
-"""What the connector may send at once, and the largest frame sent: the usual sizes of HTTP/2 clients."""
+"""What the connector may send at once; what it gets is as large as it allows, up to the 64 KiB of BULK."""
+
+BULK_FRAMES = 16
+"""Frames of uploads that are sent in one go."""
 
 _pack = FRAME_HEADER.pack
 _unpack = FRAME_HEADER.unpack_from
@@ -66,8 +69,7 @@ class H2LoadStream:
         self.window -= size
         link = self.link
         link.window -= size
-        link.out.append(_pack(size << 8, end, self.stream_id))
-        link.out.append(data)
+        link.out.append(_pack(size << 8, end, self.stream_id) + data)
         link.wake()
 
     def send_bulk(self, size: int) -> None:
@@ -141,8 +143,7 @@ class H2LoadLink(asyncio.Protocol):
         payload += b"\0\x06cf-ray\x14%x-LIS" % next(self._rays)
         stream_id = next(self._ids)
         stream = self.streams[stream_id] = H2LoadStream(self, stream_id, user)
-        self.out.append(_pack(len(payload) << 8 | HEADERS, FLAG_END_HEADERS | end, stream_id))
-        self.out.append(payload)
+        self.out.append(_pack(len(payload) << 8 | HEADERS, FLAG_END_HEADERS | end, stream_id) + payload)
         self.wake()
         return stream
 
@@ -158,14 +159,13 @@ class H2LoadLink(asyncio.Protocol):
         out = self.out
         while stream.waiting:
             size = min(stream.waiting, self.frame_size, stream.window, self.window)
-            if size <= 0 or self._paused or len(out) > 128:
+            if size <= 0 or self._paused or len(out) > BULK_FRAMES:
                 self._blocked[stream] = None
                 break
             stream.waiting -= size
             stream.window -= size
             self.window -= size
-            out.append(_pack(size << 8, not stream.waiting, stream.stream_id))
-            out.append(BULK[:size])
+            out.append(_pack(size << 8, not stream.waiting, stream.stream_id) + BULK[:size])
         self.wake()
 
     def close(self) -> None:
@@ -188,7 +188,6 @@ class H2LoadLink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(high=512 * 1024)
         self.out += [
             PREFACE,
             encode_settings([(Setting.ENABLE_PUSH, 0), (Setting.INITIAL_WINDOW_SIZE, STREAM_WINDOW)]),
@@ -275,6 +274,8 @@ class H2LoadLink(asyncio.Protocol):
                     for stream in self.streams.values():
                         stream.window += value - self.initial_window
                     self.initial_window = value
+                elif key == Setting.MAX_FRAME_SIZE:
+                    self.frame_size = min(value, len(BULK))
             self.out.append(SETTINGS_ACK)
         elif kind == PING and not flags:
             self.out.append(encode_frame(PING, 1, 0, payload))
@@ -296,6 +297,8 @@ class H2LoadLink(asyncio.Protocol):
         out = self.out
         if out and self.transport is not None:
             self.out = []
-            self.transport.write(b"".join(out))
+            write = self.transport.write
+            for frame in out:
+                write(frame)
             if self._blocked and not self._paused:
                 self.loop.call_soon(self._pump_blocked)
