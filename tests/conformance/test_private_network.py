@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_private_network import ask, features, listen_address, udp_origin
+from tests.support.origins import free_port
 from tests.support.processes import Tunnel, tunnel
 
 CLOUDFLARED = os.environ.get("CLOUDFLARED", "")
@@ -142,9 +143,10 @@ VIRTUAL_DNS = "[2606:4700:cf1:2000::1]:53"
 
 def test_the_virtual_dns_address(tmp_path: Path, program: str) -> None:
     """Its TCP and UDP go to the resolver that the flag names, which is no address of the private network."""
+    port = free_port()  # for both; a port that the system gave out for one may be in use for the other
     with (
-        udp_origin() as resolver,
-        Server(("127.0.0.1", int(resolver.rpartition(":")[2])), Upper) as tcp,
+        udp_origin(port=port) as resolver,
+        Server(("127.0.0.1", port), Upper) as tcp,
         tunnel(
             tmp_path, "http_status:418",
             edge_args=("--udp", f"127.0.0.1:0={VIRTUAL_DNS}", "--tcp", f"127.0.0.1:0={VIRTUAL_DNS}"),

@@ -12,10 +12,10 @@ from tests.support.processes import Tunnel, tunnel
 
 
 @contextmanager
-def udp_origin(family: socket.AddressFamily = socket.AF_INET) -> Iterator[str]:
+def udp_origin(family: socket.AddressFamily = socket.AF_INET, port: int = 0) -> Iterator[str]:
     """An origin that answers in capitals; its address."""
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+        sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", port))
 
         def serve() -> None:
             while True:
