@@ -56,28 +56,25 @@ _CLASSES = bytes(
 _IDENTIFIER = re.compile(r"(?i)(?:id|tag|identity)$")
 _CUT_WORD = re.compile(rb"[A-Za-z0-9+/_=~.%-]{1,8192}\Z")
 
-_IN_BODIES = (
-    # Kinds of tokens that say what they are.
-    re.compile(
-        rb"\b(?:gh[opsur]_|github_pat_|glpat-|xox[a-z]-|sk-|[spr]k_(?:live|test)_|AKIA|ASIA|AIza|ya29\.|SG\.|npm_|hf_|"
-        rb"dop_v1_|shp(?:at|ss|ca)_|lin_api_|pypi-)([A-Za-z0-9_.-]{10,})"
-    ),
+_STEMS = (
+    b"token", b"key", b"auth", b"secret", b"pass", b"pwd", b"session", b"code", b"cookie", b"credential", b"jwt",
+    b"sig", b"bearer", b"basic", b"amz-",
+)  # fmt: skip
+"""What every telling name has in it: where none is, the patterns of names need not be tried."""
+
+_NAMED = (
     # A user property of MQTT 5: each text behind its length.
     re.compile(
         rb"&\x00[\x01-\x40](?i:(?:[a-z0-9_.-]*[_.-])?"
         + _SECRET_WORD
         + rb")[\x00-\x0f][\x00-\xff]([^\x00-\x1f]{1,4096})"
     ),
-    # A password in a URL.
-    re.compile(rb"(?i)\b[a-z][a-z0-9+.-]{1,20}://[^/@:\s\"'<>]{0,256}:([^/@\s\"'<>]{1,1024})@"),
     # Fields of forms in several parts, elements of XML.
     re.compile(
         rb"(?i)\bname=\"?(?:[a-z0-9_.-]*[_.-])?" + _SECRET_WORD + rb"\"?[^\r\n]{0,200}\r?\n(?:[^\r\n]{1,400}\r?\n){0,8}"
         rb"\r?\n([^\r\n]{1,4096})"
     ),
     re.compile(rb"(?i)<(?:[a-z0-9_.-]*[_.:-])?" + _SECRET_WORD + rb"(?:\s[^<>]{0,400})?>\s*([^<>]{1,4096})</"),
-    # A JWT, or a tunnel's token: base64 of JSON.
-    re.compile(rb"eyJ[A-Za-z0-9+/_=-]{16,}(?:\.[A-Za-z0-9_=-]+){0,2}"),
     re.compile(rb"(?i)\b(?:bearer|basic)\s+([A-Za-z0-9+/_.~=-]{6,})"),
     # "password": "...", token=..., also with the quotes escaped by another layer of JSON.
     re.compile(
@@ -86,7 +83,22 @@ _IN_BODIES = (
         + _SECRET_WORD
         + rb"\\?[\"']\s*:\s*\\?[\"']((?:[^\"'\\]|\\.){1,4096})"
     ),
+    re.compile(
+        rb"(?i)\\?[\"'](?:[a-z0-9_.-]*[_.-])?(?:pass|passwd|password|pwd|secret|token)\\?[\"']\s*:\s*([0-9]{3,64})"
+    ),
     re.compile(rb"(?i)(?:^|[&?\s;,])(?:[a-z0-9_.-]*[_.-])?" + _SECRET_WORD + rb"=([^&\s;,\"'<>]{1,4096})"),
+)
+
+_IN_BODIES = (
+    # Kinds of tokens that say what they are.
+    re.compile(
+        rb"\b(?:gh[opsur]_|github_pat_|glpat-|xox[a-z]-|sk-|[spr]k_(?:live|test)_|AKIA|ASIA|AIza|ya29\.|SG\.|npm_|hf_|"
+        rb"dop_v1_|shp(?:at|ss|ca)_|lin_api_|pypi-)([A-Za-z0-9_.-]{10,})"
+    ),
+    # A password in a URL.
+    re.compile(rb"(?i)\b[a-z][a-z0-9+.-]{1,20}://[^/@:\s\"'<>]{0,256}:([^/@\s\"'<>]{1,1024})@"),
+    # A JWT, or a tunnel's token: base64 of JSON.
+    re.compile(rb"eyJ[A-Za-z0-9+/_=-]{16,}(?:\.[A-Za-z0-9_=-]+){0,2}"),
     re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----([A-Za-z0-9+/=\s]+)"),
 )
 
@@ -146,7 +158,9 @@ def redact_bytes(data: bytes, *, cut: bool = False) -> bytes:
 
     `cut`: the data went on, so its last word may be the beginning of a secret.
     """
-    for pattern in _IN_BODIES:
+    lower = data.lower()
+    patterns = _NAMED + _IN_BODIES if any(stem in lower for stem in _STEMS) else _IN_BODIES
+    for pattern in patterns:
         if pattern.search(data):
             data = pattern.sub(_masked, data)
     if len(data) >= SHORTEST_TOKEN:
