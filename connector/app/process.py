@@ -20,6 +20,7 @@ from connector.app.addresses import find_edge
 from connector.app.config import RunConfig
 from connector.app.connection import EdgeConnection
 from connector.app.dialler import Dialler
+from connector.app.first_objects import loading
 from connector.app.logs import MASK, Logger, capture_stdlib
 from connector.app.malloc import keep_freed_memory
 from connector.app.observation import Observation
@@ -40,6 +41,12 @@ from connector.proxy.ingress import DEFAULT_INGRESS
 from connector.proxy.origin_proxy import OriginProxies
 from connector.transport.kj import kj_loop
 from connector.transport.wakeups import Wakeups
+
+PRECHECKS_WAIT = 1.5
+"""How long the pre-checks wait for the first registration: to load what they need takes as much CPU as all the rest."""
+
+PRECHECKS_REST = 0.3
+"""And after it, for the configuration."""
 
 MALLOC_SECONDS = 1.0
 """After the start: when malloc is told to keep what payload buffers leave."""
@@ -222,9 +229,14 @@ async def serve(config: RunConfig, log: Logger, stop: Stop, *, on_up: Callable[[
             watch.start()
             stack.callback(watch.close)
         if config.prechecks and not choice.skip_prechecks:
-            from connector.app.prechecks import log_prechecks  # noqa: PLC0415  (loads dnspython)
+            up = asyncio.Event()
 
-            checks = asyncio.create_task(log_prechecks(config, log), name="pre-checks")
+            def first_registration() -> None:
+                on_up(state)
+                up.set()
+
+            state.on_first_registration = first_registration
+            checks = asyncio.create_task(_prechecks(config, log, up), name="pre-checks")
             stack.push_async_callback(cancelled, checks)
         if config.stdin_control:
             log.info("Enabling control through stdin")
@@ -269,6 +281,20 @@ def _dialler(
             config, dispatcher.flows, log, loop=loop, version=lambda: choice.datagram_version
         )
     return dialler
+
+
+async def _prechecks(config: RunConfig, log: Logger, up: asyncio.Event) -> None:
+    """Run the pre-checks once the first registration is through, or takes too long."""
+    try:
+        async with asyncio.timeout(PRECHECKS_WAIT):
+            await up.wait()
+            await asyncio.sleep(PRECHECKS_REST)
+    except TimeoutError:
+        pass
+    with loading():
+        from connector.app.prechecks import log_prechecks  # noqa: PLC0415  (loads dnspython)
+
+    await log_prechecks(config, log)
 
 
 async def cancelled(task: asyncio.Task[None]) -> None:
