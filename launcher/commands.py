@@ -292,7 +292,8 @@ async def down(args: argparse.Namespace, output: Output) -> int:
         finally:
             await engine.close()
     output.facts("down", changed=did)
-    output.text("Stopped; `launcher up` starts it again with the same data." if did else "Nothing was running.")
+    kept = "with the same users; its data was deleted" if args.volumes else "with the same data"
+    output.text(f"Stopped; `launcher up` starts it again {kept}." if did else "Nothing was running.")
     return 0
 
 

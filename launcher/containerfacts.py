@@ -265,7 +265,10 @@ class Facts(Logs):
             ) if not good]  # fmt: skip
             if loose:
                 text = f"{name} has {', '.join(loose)}"
-                checks.append(Check("limits", None, text, "was it made by hand? launcher down, then launcher up"))
+                advice = "was it made by hand? launcher down, then launcher up"
+                if loose == ["no memory limit"]:
+                    advice = "a rootless engine on cgroups v1 has none to give; else: launcher down, launcher up"
+                checks.append(Check("limits", None, text, advice))
             if self.podman and ((found[1]["State"].get("Health") or {}).get("Status") == "starting"):
                 health = await self._check_health(*found)
                 text = f"{name} is {health}, checked now: Podman runs no health checks without systemd"

@@ -18,10 +18,11 @@ for d in /usr/lib /usr/lib64 /usr/local/lib /usr/lib/*-linux-gnu; do
   if [ -f "$d/mosquitto_password_file.so" ] && [ -f "$d/mosquitto_acl_file.so" ]; then echo "plugins $d"; break; fi
 done
 command -v mosquitto_rr >/dev/null || echo "lacks mosquitto_rr"
-if said=$( { head -c 65536 /dev/zero >/mosquitto/data/.probe && rm /mosquitto/data/.probe; } 2>&1 ); then
+f=/mosquitto/data/.probe-$HOSTNAME
+if said=$( { head -c 65536 /dev/zero >$f && rm $f; } 2>&1 ); then
   echo writable
 else
-  rm -f /mosquitto/data/.probe; echo "unwritable $said"
+  rm -f $f; echo "unwritable $said"
 fi
 if [ -f /mosquitto/config/candidate.conf ]; then
   sed 's/^persistence .*/persistence false/' /mosquitto/config/candidate.conf >/tmp/candidate.conf

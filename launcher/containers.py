@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -123,31 +124,47 @@ class Containers(Facts):
         labels = {spec.LABEL_SOURCE: engineapi.source_hash(context)}
         await engineapi.build(client, context, image, labels, lambda text: progress(CONNECTOR, text))
 
-    async def _network(self) -> None:
-        import aiodocker  # noqa: PLC0415
+    async def _networks(self) -> list[dict[str, Any]]:
+        """All networks of our name, oldest first: the engine lets two that are made at once have the same one."""
+        name = spec.network_name(self.settings.name)
+        found = await self.client.networks.list(filters={"name": [name]})
+        same = [one for one in found if one.get("Name") == name]
+        return sorted(same, key=lambda one: (str(one.get("Created")), str(one.get("Id"))))
 
+    async def _network(self) -> None:
         name = spec.network_name(self.settings.name)
         async with explained(f"creating the network {name}"):
-            try:
-                facts = await (await self.client.networks.get(name)).show()
-            except aiodocker.DockerError as error:
-                if error.status != 404:
-                    raise
+            found = await self._networks()
+            if not found:
                 config = {"Name": name, "Driver": "bridge", "CheckDuplicate": True}
                 config["Labels"] = {spec.LABEL_STACK: self.settings.name, spec.LABEL_ID: self.settings.id}
                 await self.client.networks.create(config)
-                return
-        if (facts.get("Labels") or {}).get(spec.LABEL_STACK) != self.settings.name:
+                found = await self._networks()
+        if any((one.get("Labels") or {}).get(spec.LABEL_STACK) != self.settings.name for one in found):
             raise StackError(
                 f"the name {name} is taken by a network that is not ours",
                 advice="choose another name (launcher up --name NAME), or remove it",
             )
+        for one in found[1:]:
+            with contextlib.suppress(StackError):
+                async with explained(f"removing the second network {name}", missing_ok=True):
+                    await (await self.client.networks.get(one["Id"])).delete()
+
+    async def _remove_probes(self) -> None:
+        """Those of this directory, which has one command at a time: an `up` that was killed left them."""
+        labels = spec.labels(self.settings, "probe")
+        filters = json.dumps({"label": [f"{key}={value}" for key, value in labels.items()]})
+        async with explained("looking for what an earlier command left"):
+            found = await self.client.containers.list(all=True, filters=filters)
+        for container in found:
+            async with explained("removing what an earlier command left", missing_ok=True):
+                await container.delete(force=True, v=True)
 
     async def probe(self, own_config: str | None, progress: Progress) -> Dialect:
         """Run PROBE in the broker's image; StackError for what would keep the broker from working."""
         settings = self.settings
-        name = f"{settings.name}-probe"
-        await self.remove(name)
+        name = f"{settings.name}-probe-{secrets.token_hex(3)}"  # another directory's `up` may be probing right now
+        await self._remove_probes()
         broker = spec.broker_spec(settings, None)
         config = {
             **broker,
@@ -214,6 +231,8 @@ class Containers(Facts):
         config["Labels"][spec.LABEL_HASH] = digest
         files = spec.account_files(wanted.passwords, wanted.acl, wanted.health_password)
         found = await self._find(name)
+        if found is not None:
+            self._ours(found[1], name)  # again: another directory's `up` may have made it meanwhile
         if found is not None and found[1]["Config"]["Labels"].get(spec.LABEL_HASH) == digest:
             container, facts = found
             await self._put(container, spec.CONFIG, {**files, "mosquitto.conf": text}, spec.BROKER_UID)
@@ -282,6 +301,8 @@ class Containers(Facts):
         if wanted.connector_ca is not None:
             files["edge-ca.pem"] = wanted.connector_ca
         found = await self._find(name)
+        if found is not None:
+            self._ours(found[1], name)  # again: another directory's `up` may have made it meanwhile
         if found is not None and found[1]["Config"]["Labels"].get(spec.LABEL_HASH) == digest:
             container = found[0]
             # An `up` that was cut off may have created it and not come to its files.
@@ -343,7 +364,6 @@ class Containers(Facts):
         for name, seconds, service in (
             (spec.connector_name(settings.name), spec.CONNECTOR_STOP_SECONDS, CONNECTOR),
             (spec.broker_name(settings.name), spec.BROKER_STOP_SECONDS, BROKER),
-            (f"{settings.name}-probe", 1, BROKER),
         ):
             found = await self._find(name)
             if found is None:
@@ -356,12 +376,13 @@ class Containers(Facts):
             await self.remove(name)
             progress(service, "gone")
 
+        await self._remove_probes()
         network = spec.network_name(settings.name)
         async with explained(f"removing the network {network}", missing_ok=True):
-            found_network = await self.client.networks.get(network)
-            if ((await found_network.show()).get("Labels") or {}).get(spec.LABEL_ID) == settings.id:
-                await found_network.delete()
-                did = True
+            for one in await self._networks():
+                if (one.get("Labels") or {}).get(spec.LABEL_STACK) == settings.name:
+                    await (await self.client.networks.get(one["Id"])).delete()
+                    did = True
         if volumes:
             name = settings.name
             for volume in (spec.config_volume(name), spec.data_volume(settings), spec.connector_volume(name)):

@@ -119,7 +119,9 @@ def _advice(text: str) -> str:
     if any(words in low for words in ("no such host", "registry", "dial tcp", "access denied", "manifest unknown")):
         return "the registry cannot be reached or has no such image: check the name, or load the image by hand"
     if "conflict" in low and "already in use" in low:
-        return "choose another name with --name, or remove that container"
+        return "another command may be making it right now: run this again, choose another --name, or remove it"
+    if "no such container" in low or "already in progress" in low:
+        return "another command, or somebody by hand, removed it just now: run this again"
     return "see the engine's own log"
 
 

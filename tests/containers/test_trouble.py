@@ -64,7 +64,7 @@ def test_a_volume_that_cannot_be_written_or_is_full(tmp_path: Path) -> None:
         assert "No space left on device" in line
         assert "make room" in line
         assert not exists(made.broker)
-        assert not exists(f"{made.name}-probe")
+        assert not docker("ps", "-aq", "--filter", f"name=^{made.name}-probe")
         docker("volume", "rm", volume)
         made.up().good()
 
@@ -84,7 +84,7 @@ def test_killed_half_way_goes_on_where_it_was(tmp_path: Path) -> None:
             process.stdout.close()
         result = made.up().good()
         assert result.event("status")["up"]
-        assert not exists(f"{made.name}-probe")
+        assert not docker("ps", "-aq", "--filter", f"name=^{made.name}-probe")
         password = made.run("user passwd", "device").good().event("users")["users"][0]["password"]
         made.passwords["device"] = password
         made.public()
