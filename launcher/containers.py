@@ -236,12 +236,10 @@ class Containers(Facts):
         if found is not None and found[1]["Config"]["Labels"].get(spec.LABEL_HASH) == digest:
             container, facts = found
             await self._put(container, spec.CONFIG, {**files, "mosquitto.conf": text}, spec.BROKER_UID)
-            if facts["State"].get("Running"):
+            if await self._start(container, facts, progress, BROKER):
                 progress(BROKER, "runs as wanted already")
-                await self._hang_up(container)
-            else:
-                async with explained(f"starting {name}"):
-                    await container.start()
+                with contextlib.suppress(StackError):  # it ends just now: the next start reads the files
+                    await self._hang_up(container)
         else:
             if found is not None:
                 progress(BROKER, "replacing it: its settings or image changed; the data stays")
@@ -261,13 +259,27 @@ class Containers(Facts):
         await self._wait_broker(container, own)
         progress(BROKER, "healthy: it took a QoS 1 message" if own is None else "healthy: it answers")
 
+    async def _start(self, container: Any, facts: dict[str, Any], progress: Progress, service: str) -> bool:
+        """Let it run; True when it does already. One that keeps ending waits ever longer for its restart: not now."""
+        state = facts["State"]
+        if state.get("Running") and not state.get("Restarting"):
+            return True
+        async with explained(f"starting the {service}"):
+            if state.get("Restarting"):
+                progress(service, "it ended and waits for its restart: starting it now")
+                await container.restart(t=5)
+            else:
+                await container.start()
+        return False
+
     async def _wait_broker(self, container: Any, own: brokerconf.Reading | None) -> None:
         command = spec.HEALTH_COMMAND if own is None else spec.ALIVE_COMMAND.format(port=spec.broker_port(own))
         deadline = time.monotonic() + BROKER_SECONDS
+        before = (await self._show(container)).get("RestartCount", 0)  # what it lived through is not held against it
         said = ""
         while time.monotonic() < deadline:
             facts = await self._show(container)
-            if facts["State"].get("Status") in {"exited", "dead"} or facts.get("RestartCount", 0) > 2:
+            if facts["State"].get("Status") in {"exited", "dead"} or facts.get("RestartCount", 0) > before + 2:
                 break
             if facts["State"].get("Running"):
                 try:
@@ -307,11 +319,8 @@ class Containers(Facts):
             container = found[0]
             # An `up` that was cut off may have created it and not come to its files.
             await self._put(container, spec.CONNECTOR_DIR, files, spec.CONNECTOR_UID)
-            if found[1]["State"].get("Running"):
+            if await self._start(container, found[1], progress, CONNECTOR):
                 progress(CONNECTOR, "runs as wanted already")
-            else:
-                async with explained(f"starting {name}"):
-                    await container.start()
         else:
             if found is not None:
                 progress(CONNECTOR, "replacing it: its token, settings or image changed")
@@ -326,6 +335,7 @@ class Containers(Facts):
 
     async def _wait_connector(self, container: Any, seconds: float, progress: Progress) -> None:
         deadline = time.monotonic() + seconds
+        before = (await self._show(container)).get("RestartCount", 0)
         pause = 0.2
         while time.monotonic() < deadline:
             ready = await self.fetch("/ready")
@@ -334,14 +344,14 @@ class Containers(Facts):
                 progress(CONNECTOR, f"registered: {count} connection{'s' if count != 1 else ''} to the edge")
                 return
             facts = await self._show(container)
-            if facts["State"].get("Status") in {"exited", "dead"} or facts.get("RestartCount", 0) > 1:
+            if facts["State"].get("Status") in {"exited", "dead"} or facts.get("RestartCount", 0) > before + 1:
                 break
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 1.5)
         lines = await self._tail(container, 60)
         facts = await self._show(container)
         why = last_error(lines) or " | ".join(lines[-3:]) or "it said nothing"
-        if facts["State"].get("Status") in {"exited", "dead"} or facts.get("RestartCount", 0) > 1:
+        if facts["State"].get("Status") in {"exited", "dead"} or facts.get("RestartCount", 0) > before + 1:
             await self._stop(container, "the connector", 5)
             raise StackError(
                 f"the connector ends instead of registering: {why}",
