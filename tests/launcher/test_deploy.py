@@ -317,3 +317,26 @@ def test_dockerfile_needs_nothing_that_old_engines_lack() -> None:
     assert "USER 65532:65532" in text
     version = containerspec.Settings().connector_image.rpartition(":")[2]
     assert f"ARG VERSION={version}" in text
+
+
+@pytest.mark.parametrize("folder", ["base", "overlays/production", "overlays/clustered"])
+def test_kustomize_builds_what_the_schema_takes(folder: str) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("NO kubectl HERE: the overlays were only read")
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(KUBERNETES / folder)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    built = list(yaml.safe_load_all(done.stdout))
+    kinds = sorted(one["kind"] for one in built)
+    for one in built:
+        assert one["metadata"]["namespace"] == "tunnel"
+        assert not complaints(one["spec"], KINDS[one["apiVersion"], one["kind"]], one["metadata"]["name"])
+    if folder == "overlays/clustered":
+        assert kinds == ["Deployment", "NetworkPolicy", "PodDisruptionBudget"]
+    else:
+        assert len(kinds) == 7
+        assert "newTag" not in done.stdout
+        assert done.stdout.count(f"image: {CONNECTOR_IMAGE}") == 2
+    if folder == "overlays/production":
+        assert "storage: 20Gi" in done.stdout
