@@ -43,10 +43,11 @@ def test_two_ups_of_one_name_from_two_directories(tmp_path: Path) -> None:
             for word in ("one", "two")
         ]
         outputs = [process.communicate(timeout=120)[0].decode() for process in both]
-        assert 0 in [process.returncode for process in both], outputs
         for process, out in zip(both, outputs, strict=True):
             assert "Traceback" not in out
             assert (process.returncode, out.count('"failed"')) in {(0, 0), (1, 1)}
+        again = [launcher(*command[3:], tmp_path / word).status for word in ("one", "two")]
+        assert 0 in again, outputs  # the owner's; the other one may be told that it is not its own
         assert docker("ps", "-q", "--filter", f"name=^{made.name}-").count("\n") == 1
         assert len(docker("network", "ls", "-q", "--filter", f"name={made.name}-").split()) == 1
 
