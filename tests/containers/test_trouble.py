@@ -34,24 +34,6 @@ def test_two_ups_at_once(tmp_path: Path) -> None:
         assert docker("ps", "-q", "--filter", f"name=^{made.name}-").count("\n") == 1
 
 
-def test_two_ups_of_one_name_from_two_directories(tmp_path: Path) -> None:
-    with stack("tdouble", tmp_path) as made:
-        command = [sys.executable, "-m", "launcher", "up", "--engine", "docker", *made.edge.options]
-        command += ["--name", made.name, "--json", "--state-dir"]
-        both = [
-            subprocess.Popen([*command, tmp_path / word], stdout=subprocess.PIPE, env=environment(), cwd=ROOT)
-            for word in ("one", "two")
-        ]
-        outputs = [process.communicate(timeout=120)[0].decode() for process in both]
-        for process, out in zip(both, outputs, strict=True):
-            assert "Traceback" not in out
-            assert (process.returncode, out.count('"failed"')) in {(0, 0), (1, 1)}
-        again = [launcher(*command[3:], tmp_path / word).status for word in ("one", "two")]
-        assert 0 in again, outputs  # the owner's; the other one may be told that it is not its own
-        assert docker("ps", "-q", "--filter", f"name=^{made.name}-").count("\n") == 1
-        assert len(docker("network", "ls", "-q", "--filter", f"name={made.name}-").split()) == 1
-
-
 def test_a_taken_name_and_another_directory(tmp_path: Path) -> None:
     with stack("ttaken", tmp_path) as made:
         docker("create", "--name", made.broker, "eclipse-mosquitto:2.1.2")
