@@ -1,7 +1,7 @@
 """The edge's side of QUIC on qh3's compiled core: datagrams go in as the kernel gathered them, events come out.
 
 Owns: QuicListener (the UDP socket), QuicLoadLink (one connector's connection), QuicLoadStream (one stream on it).
-In: datagrams; `open`, `send`, `send_datagram`. Out: datagrams, one flush per read or loop tick; calls on a StreamUser.
+In: datagrams; `open`, `send`, `send_datagram`. Out: datagrams; calls on a StreamUser.
 Never: knows the rows, favours a connector: what it sends depends on what it is told, not on who is at the other end.
 
 *Strategy*: the library's facade drives the handshake, then its core is used directly. Receive credit comes back as
@@ -88,6 +88,7 @@ class QuicLoadStream:
         link = self.link
         if link.alive:
             link.core.send_stream(self.stream_id, data, end)
+            link.dirty = True
             link.wake()
 
     def send_bulk(self, size: int) -> None:
@@ -196,6 +197,7 @@ class QuicLoadLink:
         self._fields: Fields = ()
         self._parts: tuple[bytes, bytes] = (b"", b"")
         self._heads: dict[bytes, bool] = {}
+        self.dirty = False
         self._due = False
         self._reading = False
         self._timer: asyncio.TimerHandle | None = None
@@ -223,6 +225,7 @@ class QuicLoadLink:
     def send_datagram(self, data: bytes) -> None:
         """Send a DATAGRAM frame."""
         self.core.send_datagram(data)
+        self.dirty = True
         self.wake()
 
     def wake(self) -> None:
@@ -291,8 +294,12 @@ class QuicLoadLink:
                         self._head(stream, data)
                 if fin:
                     stream.user.on_end()
+                if self.dirty:
+                    self._transmit()
             elif kind == "datagram":
                 self.on_datagram(native[1])
+                if self.dirty:
+                    self._transmit()
             elif kind == "stream_reset":
                 stream = streams.pop(native[1], None)
                 if stream is not None:
@@ -349,10 +356,29 @@ class QuicLoadLink:
         core = self.core
         if core is None or not self.alive:
             return
-        now = time.perf_counter()
         if self.bulk:
             self._pump()
-        poll = core.poll_transmit
+        now = self._transmit()
+        timer = core.get_timer()
+        if timer is None:
+            return
+        deadline = max(timer[1], now + TIMER_RESOLUTION)
+        if self._timer is None or deadline < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = deadline
+            self._timer = self.loop.call_later(deadline - now, self._on_timer)
+
+    def _transmit(self) -> float:
+        """Send what may be sent; returns the time.
+
+        Called after every event that made a stream say something: visitors do not wait for each other, and what a
+        connector saves by messages that share packets would be a present of this edge. quic-go does likewise: its
+        sender runs as soon as the writer of a stream blocks.
+        """
+        now = time.perf_counter()
+        self.dirty = False
+        poll = self.core.poll_transmit
         for _ in range(FLUSH_ROUNDS):
             datagrams: list[bytes] = []
             while len(datagrams) < GSO_SEGMENTS and (transmit := poll(now)) is not None:
@@ -363,15 +389,7 @@ class QuicLoadLink:
                 break
         else:
             self.wake()
-        timer = core.get_timer()
-        if timer is None:
-            return
-        deadline = max(timer[1], now + TIMER_RESOLUTION)
-        if self._timer is None or deadline < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = deadline
-            self._timer = self.loop.call_later(deadline - now, self._on_timer)
+        return now
 
     def _on_timer(self) -> None:
         self._timer = None
