@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -89,6 +90,22 @@ def test_idle_connections_stay_without_a_limit(on_loop: Runner, seconds: int) ->
             assert it.pool()._timer is None
             assert await it.open().whole() == b"ok"
             assert it.pool().dialled == 1
+
+    on_loop(main())
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="the system does not tell the interval")
+@pytest.mark.parametrize(("configured", "interval"), [(45, 45), (0, 15), (100_000, 32_767), (-1, None)])
+def test_tcp_keep_alive_reaches_the_socket(on_loop: Runner, configured: int, interval: int | None) -> None:
+    async def main() -> None:
+        async with RawOrigin(answering(OK)) as origin, rig(origin.url, {"tcpKeepAlive": configured}) as it:
+            assert await it.open().whole() == b"ok"
+            [connection] = it.pool()._open
+            sock = connection.transport.get_extra_info("socket")
+            assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is (interval is not None)
+            if interval is not None:
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+                    assert sock.getsockopt(socket.IPPROTO_TCP, option) == interval
 
     on_loop(main())
 
