@@ -13,6 +13,7 @@ from typing import Any
 
 from connector.app.doctor import HopFailedError, Target, Walk
 from connector.proxy.ingress import Ingress, Rule, ServiceKind
+from connector.proxy.origin_proxy import OriginProxies
 from connector.proxy.origin_tls import connect_error, origin_context, tls_error
 from connector.proxy.proxy_protocol import encode_proxy_header
 from connector.transport.lookup import look_up
@@ -43,6 +44,11 @@ async def walk_origin(walk: Walk, ingress: Ingress, target: Target) -> None:
     if service.kind is not ServiceKind.HTTP and service.kind is not ServiceKind.TCP:
         for name in rest:
             walk.skip(name, f"the connector answers {service.text} by itself")
+        return
+    hop = OriginProxies(os.environ).hop_to(service, rule.settings)
+    if hop is not None:
+        way = f"a run reaches {service.text} through the proxy {hop.proxy} of the environment"
+        _skip(walk, rest, hop.problem or f"{way}; with NO_PROXY={service.host} neither would")
         return
     addresses = await _resolve(walk, rule)
     if addresses is None:

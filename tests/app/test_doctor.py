@@ -29,7 +29,7 @@ def status_of(hop: str) -> int:
     return FIRST_STATUS + HOPS.index(hop)
 
 
-def doctor(*args: str | Path, token: str = "") -> tuple[int, str, str]:
+def doctor(*args: str | Path, token: str = "", **environ: str) -> tuple[int, str, str]:
     result = subprocess.run(
         [sys.executable, "-m", "connector", "doctor", *map(str, args)],
         check=False,
@@ -37,7 +37,12 @@ def doctor(*args: str | Path, token: str = "") -> tuple[int, str, str]:
         text=True,
         cwd=ROOT,
         timeout=110,
-        env={"PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error", **({"TUNNEL_TOKEN": token} if token else {})},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONWARNINGS": "error",
+            **environ,
+            **({"TUNNEL_TOKEN": token} if token else {}),
+        },
     )
     assert "Traceback" not in result.stderr
     assert not token or token[20:] not in result.stdout + result.stderr
@@ -188,6 +193,16 @@ def silent() -> Iterator[int]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_service_behind_a_proxy_is_not_asked_past_it(tmp_path: Path) -> None:
+    with edge(tmp_path, "http://service.invalid") as (_, args, token):
+        status, out, _ = doctor(
+            *args, "--json", "localhost/", token=token, HTTP_PROXY="http://u:secret@proxy.invalid:1"
+        )
+        assert status == 0
+        assert "through the proxy http://proxy.invalid:1 of the environment" in hops(out)["http"]["detail"]
+        assert "secret" not in out
 
 
 def test_a_rule_that_needs_no_service(tmp_path: Path) -> None:
