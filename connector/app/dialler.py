@@ -152,7 +152,7 @@ class Dialler:
             limits = limits._replace(connection_window=config.quic_connection_window)
         if config.quic_stream_window is not None:
             limits = limits._replace(stream_window=config.quic_stream_window)
-        self._quic_tls = quic_context(config.cacert)
+        self._quic_tls = quic_context(config.cacert, self._tls)
         self._quic_options = {
             "limits": limits, "path_mtu_discovery": config.quic_pmtu, "post_quantum_only": config.post_quantum,
         }  # fmt: skip

@@ -30,12 +30,14 @@ class QuicContext:
         return f"<QuicContext {self.cadata.count(b'BEGIN')} certificates>"
 
 
-def quic_context(cacert: str | None = None) -> QuicContext:
+def quic_context(cacert: str | None = None, same: ssl.SSLContext | None = None) -> QuicContext:
     """Return the trust for QUIC links: system roots and the edge's authorities, or only the certificates of `cacert`.
 
-    Make one at start and keep it: it reads the system's roots. Errors: ConfigError about the file or SSLKEYLOGFILE.
+    Make one at start and keep it: it reads the system's roots (25 ms), unless `same` is an `edge_context` of the same
+    `cacert`. Errors: ConfigError about the file or SSLKEYLOGFILE.
     """
-    context = edge_context(cacert, transport="quic")  # also checks the files and words what is wrong with them
+    # edge_context also checks the files and words what is wrong with them.
+    context = same if same is not None else edge_context(cacert, transport="quic")
     found = dict.fromkeys(context.get_ca_certs(binary_form=True))
     if cacert is None:
         found |= dict.fromkeys(_roots_of_directory())
