@@ -488,8 +488,8 @@ _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 
 def _duration(seconds: float) -> str:
     """Write seconds as Go does: `3m30s`, `1s`."""
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
+    whole, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(whole), 60)
     text = f"{hours}h" if hours else ""
     text += f"{minutes}m" if minutes or hours else ""
     return f"{text}{rest:g}s"
