@@ -165,6 +165,22 @@ test-oldest: $(OLDEST)/dev.stamp broker promtool inspection shells  ## The tests
 	  $(OLDEST)/bin/python -m pytest -n $(WORKERS) $(ARGS); \
 	fi
 
+COMPILED := .venv-compiled
+.PHONY: compiled
+compiled: $(VENV)/dev.stamp  ## .venv-compiled/bin/connector: the hot path compiled by mypyc (a C compiler, a minute or two)
+	$(call MAKE_VENV,$(COMPILED),tail,requirements.lock,run.stamp)
+	@$(PIP) $(COMPILED)/bin/python -m pip install -q --no-deps --no-build-isolation --force-reinstall .
+	@PYTHONPATH=$(CURDIR)/$$($(BIN)/python -c 'import mypy, os; print(os.path.relpath(os.path.dirname(os.path.dirname(mypy.__file__))))') \
+	  $(COMPILED)/bin/python deploy/compile.py \
+	  $$($(COMPILED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+.PHONY: test-compiled
+test-compiled: $(VENV)/dev.stamp broker  ## The tests of what is compiled, on a compiled copy of the sources
+	@rm -rf build/compiled && mkdir -p build/compiled && git ls-files -z -co --exclude-standard | xargs -0 cp --parents -t build/compiled
+	cd build/compiled && LEVEL=0 ../../$(BIN)/python deploy/compile.py . && \
+	  PYTHONPATH=$$PWD ../../$(BIN)/python -m pytest -n $(WORKERS) -p no:cacheprovider tests/wire tests/protocol tests/transport tests/proxy \
+	  tests/integration/test_main_job.py tests/integration/test_services.py tests/integration/test_budget.py $(ARGS)
+
 .PHONY: test-containers
 test-containers: $(VENV)/dev.stamp  ## The launcher with a real Docker engine, the image, compose (root and apt; skips loudly)
 	nice tests/containers/run.sh $(ARGS)

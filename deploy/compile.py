@@ -1,7 +1,7 @@
-"""Compiles the hot path of a source tree in place: `python deploy/compile.py TREE`.
+"""Compiles the hot path of an installed package, or of a copy of the sources: `python deploy/compile.py DIRECTORY`.
 
 Owns: the list of modules that are worth it, and how mypyc is called.
-In: a source tree (a copy: compiled modules stand for their sources from then on), mypy, setuptools, a C compiler.
+In: the directory that holds `connector` (compiled modules stand for their sources from then on), mypy, setuptools, cc.
 Out: extension modules beside their sources, for the Python that runs this. Exit status 0, or 3 without a compiler.
 Never: changes a source file; downloads anything.
 
@@ -11,6 +11,7 @@ The sources stay the whole truth: the same files run as they are, and the same t
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -19,16 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
-# In the order of a message's way. Left out: whatever runs once, coroutines, subclasses of other libraries' classes.
-MODULES = """
+# In the order of a message's way. Left out: whatever runs once, coroutines, and classes that others inherit from.
+MODULES: list[str] = """
     wire/h2_frames wire/h2_headers wire/h2_hpack wire/connect wire/ws_stream wire/datagram_v2 wire/datagram_v3
     protocol/ports protocol/counts protocol/h2_limits protocol/h2_guard protocol/h2_blocks protocol/h2_request
     protocol/h2_opening protocol/h2_control protocol/h2_stream protocol/h2_connection protocol/http1
     protocol/quic_limits protocol/quic_request protocol/quic_stream protocol/quic_streams protocol/datagrams
-    protocol/idle_wheel transport/streams transport/tls_stream
-    proxy/limits proxy/write_queue proxy/splice proxy/ws_splice proxy/http proxy/websocket proxy/origins
-    proxy/dispatch proxy/ingress proxy/udp
-""".split()
+    protocol/idle_wheel transport/streams transport/tls_stream proxy/write_queue
+""".split()  # noqa: SIM905
 
 
 def problem() -> str:
@@ -39,18 +38,16 @@ def problem() -> str:
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.is_file():
         return f"the headers of this Python are missing ({header.name})"
-    try:
-        import mypyc.build
-        import setuptools  # noqa: F401
-    except ImportError as error:
-        return f"{error.name} is not installed"
+    for name in ("mypyc", "setuptools"):
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed"
     return ""
 
 
 def compile_tree(tree: Path, *, level: str) -> None:
     """Compile MODULES under `tree`/connector. Errors: SystemExit with the compiler's words."""
-    from mypyc.build import mypycify
-    from setuptools import setup
+    from mypyc.build import mypycify  # noqa: PLC0415  (`problem` says when they are missing)
+    from setuptools import setup  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(tree):
         config = Path(scratch) / "mypy.ini"
@@ -68,14 +65,17 @@ def compile_tree(tree: Path, *, level: str) -> None:
             name="connector-compiled",
             packages=[],
             ext_modules=extensions,
-            script_args=["-q", "build_ext", "--inplace", "--build-temp", str(Path(scratch) / "o")],
+            script_args=[
+                *("-q", "build_ext", "--inplace"),
+                *("--build-temp", str(Path(scratch) / "o"), "--build-lib", str(Path(scratch) / "lib")),
+            ],
         )
 
 
 def main() -> int:
     """Run."""
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "connector" / "wire").is_dir():
-        print("usage: python deploy/compile.py TREE    (a copy of this source tree)", file=sys.stderr)
+        print("usage: python deploy/compile.py DIRECTORY    (one that holds the package `connector`)", file=sys.stderr)
         return 2
     if text := problem():
         print(f"compile: not compiled: {text}; the sources run as they are", file=sys.stderr)

@@ -228,8 +228,8 @@ class H2Connection:
                 self._parse(data, start)
         except H2Error as error:
             raise self._fail(error) from None
-        except WireError as error:
-            raise self._fail(H2Error(ErrorCode.PROTOCOL_ERROR, str(error))) from None
+        except WireError as malformed:
+            raise self._fail(H2Error(ErrorCode.PROTOCOL_ERROR, str(malformed))) from None
 
     def data_to_send(self) -> bytearray:
         """Take the out-buffer, after filling it up from the streams' queues."""

@@ -58,8 +58,8 @@ def _open_stream(connection: H2Connection, stream_id: int, fields: Fields, ended
         if connection.blocks.is_too_large(fields):
             raise MalformedRequestError("the header list is too large", status=431)
         request, expects_continue = decode_request(fields, ended)
-    except MalformedRequestError as error:
-        _refuse(connection, stream_id, error, ended)
+    except MalformedRequestError as malformed:
+        _refuse(connection, stream_id, malformed, ended)
         return
     stream = H2Stream(connection, stream_id, request, connection.peer_window)
     connection.streams[stream_id] = stream

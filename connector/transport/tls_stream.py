@@ -69,14 +69,15 @@ class TlsStream:
 
     # -- the handshake
 
-    async def handshake(self) -> None:
-        """Shake hands. Errors: ssl.SSLError, OSError; the socket is closed then, and when this is cancelled."""
+    def handshake(self) -> asyncio.Future[None]:
+        """Shake hands: await it. Errors: ssl.SSLError, OSError; the socket is closed then, and when it is cancelled."""
         self._shake()
-        try:
-            await self._waiter
-        except BaseException:
+        self._waiter.add_done_callback(self._shaken)
+        return self._waiter
+
+    def _shaken(self, waiter: asyncio.Future[None]) -> None:
+        if waiter.cancelled() or waiter.exception() is not None:
             self._stream.abort()
-            raise
 
     def _shake(self) -> None:
         try:
