@@ -18,6 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from connector.devedge.authority import StateDir
+from connector.devedge.server import tunnel_token
+from connector.devedge.tunnels import Declaration, TunnelStore
 from connector.wire.token import decode_token
 
 Event = dict[str, Any]
@@ -181,15 +184,9 @@ class Tunnel:
 
 
 def edge_token(state: Path, name: str = "test") -> str:
-    return know_secret(
-        subprocess.run(
-            [sys.executable, "-m", "connector", "edge", "token", name, "--state-dir", str(state)],
-            check=True,
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        ).stdout.strip()
-    )
+    """What `connector edge token NAME --state-dir STATE` prints; a process for it is in tests/devedge/test_cli.py."""
+    tunnel = TunnelStore(StateDir(state)).resolve([Declaration(name)])[0]
+    return know_secret(tunnel_token(tunnel))
 
 
 @contextmanager
