@@ -113,6 +113,7 @@ class H2LoadLink(asyncio.Protocol):
         self.frame_size = FRAME_SIZE
         self.now = 0.0
         self.features: list[str] = []
+        self.room = 1 << 30
         self._on_open = on_open
         self._on_lost = on_lost
         self._ids = itertools.count(1, 2)
@@ -274,6 +275,8 @@ class H2LoadLink(asyncio.Protocol):
                     for stream in self.streams.values():
                         stream.window += value - self.initial_window
                     self.initial_window = value
+                elif key == Setting.MAX_CONCURRENT_STREAMS:
+                    self.room = value - 1  # the control stream is one of them
                 elif key == Setting.MAX_FRAME_SIZE:
                     self.frame_size = min(value, len(BULK))
             self.out.append(SETTINGS_ACK)

@@ -48,12 +48,14 @@ class LoadStream(Protocol):
 
 
 class LoadLink(Protocol):
-    """One connection. `now`: the time of the last read; `features`: what the connector announced."""
+    """One connection. `now`: the time of the last read; `features`: what the connector announced; `room`: how
+    many streams it lets the edge have open beside the control stream."""
 
     protocol: str
     loop: asyncio.AbstractEventLoop
     now: float
     features: list[str]
+    room: int
 
     def open(self, fields: Fields, user: StreamUser, *, end: bool = False) -> LoadStream:
         """Open a stream."""

@@ -370,6 +370,7 @@ class Idle(Load):
     lost = 0
 
     async def run(self, seconds: float, watched: Watched) -> dict[str, Any]:
+        self.streams = min(self.streams, self.link.room)  # more would be refused, and rightly
         before = watched.memory()
         began = time.perf_counter()
         streams: list[LoadStream] = []

@@ -178,6 +178,7 @@ class QuicLoadLink:
         self.loop = asyncio.get_running_loop()
         self.now = 0.0
         self.features: list[str] = []
+        self.room = 1 << 30  # the core lets streams wait beyond the connector's limit
         self.core: Any = None
         self.alive = True
         self.streams: dict[int, QuicLoadStream] = {}
