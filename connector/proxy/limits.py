@@ -27,6 +27,9 @@ RESOLVED_FOR: Final = 1.0
 """Seconds for which the addresses of an origin's name are used again, while they answer at once. Go and cloudflared ask
 each time, through a resolver that may remember; container names move when a container is made anew."""
 
+UNIX_QUEUE_FULL: Final = 0.01
+"""Seconds between two tries to connect to a Unix socket whose queue is full; `connectTimeout` ends them."""
+
 ORIGIN_HIGH_WATER: Final = 64 * 1024
 """Bytes queued towards an origin before the edge's credit is held back (asyncio's and Node's default: 64, 16 KiB)."""
 

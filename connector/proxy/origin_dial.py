@@ -7,7 +7,8 @@ Never: knows who wants the connection, TLS, or a time limit of the whole dial (o
 *Strategy*: most origins are near: their handshake is over before `connect` has returned to us, so `maybe_open` asks a
 second time and then has the socket without a task, a timer or a look at the loop. Whatever is not decided at once goes
 to `open`, a coroutine that resolves names and races addresses. Names resolved a moment ago are not resolved again: a
-look-up takes a thread, and a hundred WebSockets that open together would take a hundred.
+look-up takes a thread, and a hundred WebSockets that open together would take a hundred. Meanwhile the address that
+answered is the one that is tried (`localhost` is often `::1` first, where few services listen).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class OriginDialler:
             return self._maybe_connect(sock, service.path)
         if self._literal is None and (not self._known or self._loop.time() >= self._known_until):
             return None
-        # The first address alone: if it does not answer at once, the whole order is gone through.
+        # The first address alone, or the one that answered: if not at once, the whole order is gone through.
         family, _, protocol, _, address = self._known[0]
         return self._maybe_connect(self._new(family, protocol), address)
 
@@ -97,7 +98,7 @@ class OriginDialler:
     async def open(self, tried: list[str]) -> socket.socket:
         """Return a connected socket; addresses that were tried are added to `tried`. Errors: OSError, UnicodeError."""
         if self._service.path:
-            return await self._connect(self._open_socket(socket.AF_UNIX, 0), self._service.path)
+            return await self._connect_path(self._service.path)
         if self._literal is not None:
             infos: list[AddressInfo] = [self._literal]
         else:
@@ -178,7 +179,27 @@ class OriginDialler:
         label = f"{host}:{address[1]}"
         if label not in tried:
             tried.append(label)
-        return await self._connect(self._open_socket(family, protocol), address)
+        sock = await self._connect(self._open_socket(family, protocol), address)
+        known = self._known
+        if info in known and known[0] is not info:
+            self._known = [info, *(other for other in known if other is not info)]
+        return sock
+
+    async def _connect_path(self, path: str) -> socket.socket:
+        """Connect to a Unix socket. While its queue is full there is nothing to wait for but time; a loop's own
+        `sock_connect` takes such a socket for connected."""
+        sock = self._open_socket(socket.AF_UNIX, 0)
+        try:
+            while True:
+                try:
+                    sock.connect(path)
+                except (BlockingIOError, InterruptedError):
+                    await asyncio.sleep(limits.UNIX_QUEUE_FULL)
+                else:
+                    return sock
+        except BaseException:
+            sock.close()
+            raise
 
     async def _connect(self, sock: socket.socket, address: Any) -> socket.socket:
         try:

@@ -19,7 +19,7 @@ class Writer(Protocol):
     """Whoever has put a write off."""
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits. One that raises does not keep the others from writing; the last error is raised then."""
 
 
 class WriteQueue:
@@ -41,8 +41,14 @@ class WriteQueue:
         writers = self._writers
         if writers:
             self._writers = []
+            problem: Exception | None = None
             for writer in writers:
-                writer.flush()
+                try:
+                    writer.flush()
+                except Exception as error:
+                    problem = error
+            if problem is not None:
+                raise problem
 
     def add(self, writer: Writer) -> None:
         """Call `writer.flush` at the end of this read."""

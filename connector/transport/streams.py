@@ -30,6 +30,9 @@ JOINED: Final = 16 * 1024
 GATHERED: Final = 512
 """Buffers that one call may gather (Linux and macOS: 1,024)."""
 
+RESTS: Final = 64
+"""Reads at most of what had come when a write failed: 16 MiB, more than a kernel's receive buffer holds."""
+
 SMALL: Final = 4_096
 """Reads below it are handed on as bytes: the copy is cheaper than what every look at a view costs more."""
 
@@ -41,7 +44,7 @@ class StreamUser(Protocol):
         """Take what came. Borrowed: valid only during the call."""
 
     def eof_received(self) -> bool | None:
-        """The peer sends no more; True keeps the other direction open."""
+        """The peer sends no more; True keeps the other direction open. Once at most."""
 
     def connection_lost(self, error: Exception | None) -> None:
         """The stream is over. Last call."""
@@ -107,8 +110,11 @@ _RAW = _ThreadBuffer()
 class SocketStream:
     """One connected socket, from now on this object's own. Implements ByteStream; reads at once.
 
-    The user's calls come from the loop, `connection_lost` never from inside a call of this object. An exception in
-    `data_received` or `eof_received` ends the stream and goes to the loop's exception handler, as in asyncio.
+    What the peer sends comes from the loop, and so does `connection_lost`: never from inside a call of this object;
+    `pause_writing` comes from inside `write`. An exception in `data_received` or `eof_received` ends the stream and
+    goes to the loop's exception handler, as in asyncio. When a write fails, what had come before is still handed on
+    (an origin that answers early and closes resets the connection behind its answer); while reading is paused it is
+    lost. A reset is noticed by a read or a write: not while reading is paused and nothing waits.
     """
 
     __slots__ = (
@@ -116,6 +122,7 @@ class SocketStream:
         "_backlog",
         "_buffer",
         "_closing",
+        "_eof_came",
         "_eof_sent",
         "_fd",
         "_high",
@@ -147,7 +154,8 @@ class SocketStream:
         self._reading = True
         self._closing = False
         self._lost = False  # connection_lost is on its way, or was called
-        self._eof_sent = False
+        self._eof_came = False
+        self._eof_sent = False  # or a write failed: nothing more is sent
         loop.add_reader(self._fd, self._on_readable)
 
     def __repr__(self) -> str:
@@ -163,20 +171,21 @@ class SocketStream:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._break(error)
+            self.break_off(error)
             return
         try:
             if size >= SMALL:
                 self._receive(self._buffer[:size])
             elif size:
                 self._receive(bytes(self._buffer[:size]))
-            elif self._user.eof_received() and not self._closing:
-                self._stop_reading()
             else:
-                self.close()
+                self._eof_came = True
+                self._stop_reading()
+                if not self._user.eof_received():
+                    self.close()
         except Exception as error:
             self._loop.call_exception_handler({"message": "the user of a stream raised", "exception": error})
-            self._break(error)
+            self.break_off(error)
 
     def _stop_reading(self) -> None:
         if self._reading:
@@ -189,7 +198,7 @@ class SocketStream:
 
     def resume_reading(self) -> None:
         """Read again."""
-        if not self._reading and not self._closing:
+        if not self._reading and not self._closing and not self._eof_came:
             self._reading = True
             self._loop.add_reader(self._fd, self._on_readable)
 
@@ -211,7 +220,7 @@ class SocketStream:
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError as error:
-                self._break(error)
+                self._write_failed(error)
                 return
             if sent == size:
                 return
@@ -224,7 +233,9 @@ class SocketStream:
     def write_all(self, chunks: Sequence[Buffer]) -> None:
         """Send several buffers in one call to the kernel: small ones joined, large ones from where they lie."""
         size = sum(map(len, chunks))
-        if size <= JOINED or self._backlog is not None or self._closing or len(chunks) > GATHERED:
+        if self._closing or self._eof_sent:
+            return
+        if size <= JOINED or self._backlog is not None or len(chunks) > GATHERED:
             self.write(b"".join(chunks))
             return
         try:
@@ -232,10 +243,10 @@ class SocketStream:
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
-            self._break(error)
+            self._write_failed(error)
             return
         if sent < size:
-            self.write(b"".join(chunks)[sent:])
+            self.write(memoryview(b"".join(chunks))[sent:])
 
     def _on_writable(self) -> None:
         backlog = self._backlog
@@ -246,7 +257,7 @@ class SocketStream:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._break(error)
+            self._write_failed(error)
             return
         if sent < len(backlog):
             del backlog[:sent]
@@ -273,7 +284,28 @@ class SocketStream:
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            self._break(error)
+            self._write_failed(error)
+
+    def _write_failed(self, error: OSError) -> None:
+        """Send nothing more, read what had come, then end."""
+        if not self._reading:
+            self.break_off(error)
+            return
+        self._eof_sent = True
+        self._drop_backlog()
+        self._loop.call_soon(self._read_rest, error)
+
+    def _read_rest(self, error: OSError) -> None:
+        for _ in range(RESTS):
+            if not self._reading:
+                break
+            self._on_readable()
+        self.break_off(error)
+
+    def _drop_backlog(self) -> None:
+        if self._backlog is not None:
+            self._backlog = None
+            self._loop.remove_writer(self._fd)
 
     def can_write_eof(self) -> bool:
         """TCP and Unix sockets can end one direction."""
@@ -295,7 +327,7 @@ class SocketStream:
         return self._closing
 
     def close(self) -> None:
-        """Send what waits, then close; nothing more is read."""
+        """Send what waits, then close. Nothing more is read; what came and is unread makes TCP reset the connection."""
         if not self._closing:
             self._closing = True
             self._stop_reading()
@@ -304,16 +336,14 @@ class SocketStream:
 
     def abort(self) -> None:
         """Close now."""
-        self._break(None)
+        self.break_off(None)
 
-    def _break(self, error: Exception | None) -> None:
-        """Drop what waits and close; the user learns why."""
+    def break_off(self, error: Exception | None) -> None:
+        """Drop what waits and close now; the user learns why."""
         if not self._lost:
             self._closing = True
             self._stop_reading()
-            if self._backlog is not None:
-                self._backlog = None
-                self._loop.remove_writer(self._fd)
+            self._drop_backlog()
             self._lose(error)
 
     def _lose(self, error: Exception | None) -> None:

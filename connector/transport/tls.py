@@ -62,6 +62,7 @@ def edge_context(cacert: str | None = None, *, transport: str = "http2") -> ssl.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies chain and name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(TLS12_CIPHERS)
+    context.options |= ssl.OP_NO_RENEGOTIATION  # RFC 9113 section 9.2.1; no write ever waits for a read then
     # On by default since Python 3.13; some of the edge's authorities, and most private ones, lack the extensions it
     # asks for. Chain, signatures, validity and name are checked all the same.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT

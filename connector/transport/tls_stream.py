@@ -28,7 +28,11 @@ SENT_AT_ONCE: Final = 128 * 1024
 """Bytes encrypted between two writes to the socket; the second-level cache of small servers has 256 KiB or more."""
 
 CLOSE_SECONDS: Final = 1.0
-"""How long a close waits for the peer's end. asyncio waits 30 s by default; nobody needs the answer."""
+"""How long a close waits for the peer's end, or for the next bit of what waits to be sent to be taken. asyncio waits
+30 s by default; nobody needs the answer."""
+
+FLUSH_SECONDS: Final = 30.0
+"""How long a close may take where the peer goes on taking what waits, but slowly."""
 
 
 class _ThreadBuffer(threading.local):
@@ -42,18 +46,26 @@ _PLAIN = _ThreadBuffer()
 class TlsStream:
     """One TLS client connection on a connected socket, from now on this object's own. Implements ByteStream.
 
-    Await `handshake`, then `start` with whoever uses it. Before `start` nothing is read beyond the handshake.
+    Await `handshake`, then `start` with whoever uses it. Before `start` nothing is read beyond the handshake. The user
+    hears of the end by `connection_lost` alone: TLS has no half-close here, so its `eof_received` is never called. A
+    peer that ends without close_notify ends like any other: what is cut off, the protocol on top of it knows. What
+    was read before `pause_reading` may still be handed on.
     """
 
-    __slots__ = ("_closing", "_incoming", "_outgoing", "_plain", "_raw", "_read", "_receive", "_stream", "_timer",
-                 "_tls", "_user", "_waiter", "_write")  # fmt: skip
+    __slots__ = ("_closing", "_deadline", "_error", "_incoming", "_loop", "_lost", "_outgoing", "_plain", "_raw",
+                 "_read", "_receive", "_stream", "_timer", "_tls", "_unsent", "_user", "_waiter", "_write")  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, context: ssl.SSLContext, server_name: str
     ) -> None:
+        self._loop = loop
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        try:
+            self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        except BaseException:  # a name that cannot be one
+            sock.close()
+            raise
         # Below its Python class, where there is one: a call less per record.
         raw: Any = getattr(self._tls, "_sslobj", self._tls)
         self._raw = raw
@@ -64,7 +76,11 @@ class TlsStream:
         self._user: StreamUser | None = None
         self._receive: Any = None
         self._closing = False
+        self._lost = False
+        self._error: Exception | None = None  # why it was lost, if it was before there was a user
         self._timer: asyncio.TimerHandle | None = None
+        self._unsent = 0
+        self._deadline = 0.0
         self._stream = SocketStream(loop, sock, self)
 
     # -- the handshake
@@ -100,14 +116,24 @@ class TlsStream:
             self._waiter.set_exception(error)
 
     def start(self, user: StreamUser) -> None:
-        """Hand on what comes from now on, and what is here already."""
+        """Hand on what comes from now on, and what is here already: that too from the loop, not from inside this."""
         self._user = user
         self._receive = user.data_received
-        if self._stream.is_closing():
-            return
         self._stream.resume_reading()
-        if self._incoming.pending or self._raw.pending():
-            self._decrypt()
+        self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        user = self._user
+        if self._lost:
+            if user is not None:
+                self._user = self._receive = None
+                user.connection_lost(self._error)
+        elif not self.is_closing() and (self._incoming.pending or self._raw.pending()):
+            try:
+                self._decrypt()
+            except Exception as error:
+                self._loop.call_exception_handler({"message": "the user of a stream raised", "exception": error})
+                self._stream.break_off(error)
 
     # -- from the socket (StreamUser)
 
@@ -128,36 +154,48 @@ class TlsStream:
         pending = self._raw.pending
         size = 0
         ended = False
-        try:
-            while True:
+        problem: ssl.SSLError | None = None
+        while True:
+            try:
                 got = read(READ_SIZE - size, plain[size:] if size else plain)
-                if not got:
-                    ended = True
-                    break
-                size += got
-                if not incoming.pending and not pending():
-                    break
-                if size > READ_SIZE - RECORD:
-                    self._receive(plain[:size])
-                    size = 0
-                    if self._closing or self._stream.is_closing():
-                        return
-        except ssl.SSLWantReadError:
-            pass
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLError as error:  # an alert, or a record that nobody could read
+                problem = error
+                break
+            if not got:
+                ended = True
+                break
+            size += got
+            if not incoming.pending and not pending():
+                break
+            if size > READ_SIZE - RECORD:
+                self._receive(plain[:size])
+                size = 0
+                if self._closing or self._stream.is_closing():
+                    return
         if size:
             self._receive(plain[:size])
         if self._outgoing.pending:
             self._flush()
         if ended:
             self.close()
+        elif problem is not None:
+            self._closing = True
+            self._stream.break_off(problem)
 
     def eof_received(self) -> bool | None:
         """The peer has closed its side: TLS has no half-close."""
         self._fail(ConnectionResetError("the peer closed the connection during the TLS handshake"))
+        self._closing = True
+        if self._timer is None and self._stream.get_write_buffer_size():
+            self._wait()
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
         """Pass the end on."""
+        self._closing = self._lost = True
+        self._error = error
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -181,19 +219,24 @@ class TlsStream:
 
     def write(self, data: Buffer) -> None:
         """Encrypt and send."""
-        if self._closing:
-            return
         size = len(data)
+        if self._closing or not size:
+            return
         write = self._write
-        sent = write(data)
-        if sent < size:  # a record a call
-            due = SENT_AT_ONCE
-            with memoryview(data) as view:
-                while sent < size:
-                    if sent >= due:
-                        self._stream.write(self._outgoing.read())
-                        due = sent + SENT_AT_ONCE
-                    sent += write(view[sent : sent + RECORD])
+        try:
+            sent = write(data)
+            if sent < size:  # a record a call
+                due = SENT_AT_ONCE
+                with memoryview(data) as view:
+                    while sent < size:
+                        if sent >= due:
+                            self._stream.write(self._outgoing.read())
+                            due = sent + SENT_AT_ONCE
+                        sent += write(view[sent : sent + RECORD])
+        except ssl.SSLError as error:  # OpenSSL has given up, or a peer wants to negotiate anew (TLS 1.2)
+            self._closing = True
+            self._stream.break_off(error)
+            return
         self._stream.write(self._outgoing.read())
 
     def _flush(self) -> None:
@@ -203,9 +246,11 @@ class TlsStream:
 
     def close(self) -> None:
         """Say close_notify after what waits, and wait a moment for the peer's end; what still comes is dropped."""
-        if self._closing or self._stream.is_closing():
+        if self._closing:
             return
         self._closing = True
+        if self._stream.is_closing():
+            return
         try:
             self._tls.unwrap()
         except (ssl.SSLError, ValueError):  # the peer has not said it yet
@@ -213,7 +258,22 @@ class TlsStream:
         self._flush()
         self._stream.write_eof()
         self._stream.resume_reading()
-        self._timer = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._stream.abort)
+        self._wait()
+
+    def _wait(self) -> None:
+        """Give the peer time to take what waits, and to end."""
+        self._unsent = self._stream.get_write_buffer_size()
+        self._deadline = self._loop.time() + FLUSH_SECONDS
+        self._timer = self._loop.call_later(CLOSE_SECONDS, self._waited)
+
+    def _waited(self) -> None:
+        self._timer = None
+        unsent = self._stream.get_write_buffer_size()
+        if unsent < self._unsent and self._loop.time() < self._deadline:
+            self._unsent = unsent
+            self._timer = self._loop.call_later(CLOSE_SECONDS, self._waited)
+        else:
+            self._stream.abort()
 
     def abort(self) -> None:
         """Close now."""
