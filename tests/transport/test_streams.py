@@ -509,6 +509,34 @@ def test_reset_by_the_peer(loop: Loop, state: str) -> None:
 
 
 @both_loops
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("size", [7, 2 * READ_SIZE])
+def test_a_reset_behind_data(loop: Loop, kind: str, size: int) -> None:
+    """The data is there and the error too when the loop first looks: both are heard (uvloop looks only once)."""
+
+    async def main() -> None:
+        async with Ends(kind) as it:
+            if kind == "unix":
+                it.far.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+                it.stream.write(b"unread")  # what makes a reset of a Unix peer's end
+            data = random.randbytes(size)
+            it.stream.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            it.stream.pause_reading()
+            await it.far.send(data)
+            await turns()
+            if kind == "unix":
+                it.far.close()
+            else:
+                it.far.reset()
+            it.stream.resume_reading()
+            assert isinstance(await over(it.user), ConnectionResetError)
+            assert data.startswith(it.user.data)
+            assert it.user.data
+
+    on(loop, main)
+
+
+@both_loops
 def test_reset_while_nobody_reads_is_noticed_by_a_write(loop: Loop) -> None:
     async def main() -> None:
         for call in ("write", "write_all", "write_eof"):
