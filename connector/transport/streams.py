@@ -9,8 +9,9 @@ tried at once, and what the kernel does not take waits in one bytearray until it
 and one to the user, on any loop that has `add_reader`; a connection costs no task, no future and no second protocol
 object, which is most of what opening one costs otherwise. uvloop stops watching a socket by itself once that has an
 error, after one more call of the reader, which may still find bytes: then nobody would ever hear of the error. That it
-let go shows in the reader's reference count, so nothing has to be asked per read. Measured on one core with uvloop, CPU per echoed message of
-128 B: 22-23 us this way, 23-26 us with its transports, 43 us with those of asyncio (26 us with these).
+let go shows in the reader's reference count, so nothing has to be asked per read. Measured on one core with uvloop,
+CPU per echoed message of 128 B: 22-23 us this way, 23-26 us with its transports, 43 us with those of asyncio (26 us
+with these).
 """
 
 from __future__ import annotations

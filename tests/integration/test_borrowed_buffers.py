@@ -1,7 +1,7 @@
 """Nobody keeps a borrowed buffer: both read buffers are overwritten each loop turn, and every byte is still right.
 
-A real link (TLS, our engine, the dispatcher), real origins; responses of every framing, uploads, a WebSocket, a TCP flow
-of the private network and a SOCKS flow, all at once, so that streams share reads in both directions.
+A real link (TLS, our engine, the dispatcher), real origins; responses of every framing, uploads, a WebSocket, a TCP
+flow of the private network and a SOCKS flow, all at once, so that streams share reads in both directions.
 """
 
 from __future__ import annotations

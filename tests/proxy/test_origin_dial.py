@@ -1,4 +1,4 @@
-"""OriginDialler: a socket at once where the origin is near, and by `open` where it takes longer or more than one try."""
+"""OriginDialler: a socket at once where the origin is near, and by `open` where that takes longer or a second try."""
 
 from __future__ import annotations
 
@@ -18,18 +18,9 @@ from connector.proxy.ingress import OriginSettings
 from connector.proxy.ingress_services import parse_service
 from connector.proxy.origin_dial import OriginDialler
 from tests.support.aio import run, until
-from tests.support.stream_ends import Loop, both_loops, on
+from tests.support.stream_ends import LaterLoop, Loop, both_loops, on
 
 Answer = list[tuple[str, int]] | Exception
-
-
-class LaterLoop(asyncio.SelectorEventLoop):
-    """A loop whose clock a test can put forward."""
-
-    ahead = 0.0
-
-    def time(self) -> float:
-        return super().time() + self.ahead
 
 
 class Names:

@@ -19,6 +19,15 @@ both_loops = pytest.mark.parametrize("loop", [pytest.param(make, id=name) for na
 both_kinds = pytest.mark.parametrize("kind", ["tcp", "unix"])
 
 
+class LaterLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock a test can put forward."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
 class User:
     """Records what a stream tells it. `on_data`, `on_eof` and `on_lost` run inside the calls."""
 
@@ -143,7 +152,9 @@ async def over(user: User) -> Exception | None:
     return user.lost[0]
 
 
-def on(loop: Loop, main: Callable[[], Coroutine[Any, Any, None]], *, errors: int = 0) -> list[dict[str, Any]]:
+def on(
+    loop: Loop, main: Callable[[], Coroutine[Any, Any, None]], *, errors: int = 0, limit: float = 30
+) -> list[dict[str, Any]]:
     """Run `main`; return what the loop's exception handler got, which are `errors` calls. Sockets left open fail."""
     reports: list[dict[str, Any]] = []
 
@@ -151,7 +162,7 @@ def on(loop: Loop, main: Callable[[], Coroutine[Any, Any, None]], *, errors: int
         asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
         await main()
 
-    run(guarded(), loop_factory=loop, limit=30)
+    run(guarded(), loop_factory=loop, limit=limit)
     gc.collect(1)
     assert len(reports) == errors, reports
     return reports

@@ -256,9 +256,11 @@ def test_nothing_taken_at_all(loop: Loop) -> None:
         async with Ends("unix", buffers=TINY) as it:
             sock: socket.socket = it.stream.get_extra_info("socket")
             filled = 0
-            with pytest.raises(BlockingIOError):
+            try:
                 while True:
                     filled += sock.send(b"." * 1_000)
+            except BlockingIOError:
+                pass
             it.stream.write_all([b"a" * JOINED, b"b"])
             assert it.stream.get_write_buffer_size() == JOINED + 1
             assert await it.far.read(filled + JOINED + 1) == b"." * filled + b"a" * JOINED + b"b"
@@ -588,7 +590,7 @@ def test_broken_pipe(loop: Loop) -> None:
 @pytest.mark.parametrize("size", [100, 1_000_000])
 @pytest.mark.parametrize("open_for_writing", [True, False])
 def test_what_came_before_a_write_fails_is_heard(loop: Loop, kind: str, size: int, open_for_writing: bool) -> None:
-    """An origin answers early and closes with our bytes unread: the answer, its end, then RST. A write meets the RST."""
+    """An origin answers early and closes with our bytes unread: the answer, its end, RST. A write meets that."""
 
     async def main() -> None:
         async with Ends(kind) as it:
