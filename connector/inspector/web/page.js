@@ -20,6 +20,12 @@ async function api(path, body) {
 function notice(message) { $("notice").textContent = message || ""; $("notice").hidden = !message; }
 async function attempt(work) { try { notice(""); return await work(); } catch (error) { notice(error.message); return null; } }
 
+// A row that is replaced between pressing and releasing loses the click: nothing is redrawn meanwhile.
+let pressed = 0;
+function release() { if (!pressed) return; clearTimeout(pressed); pressed = 0; if (state.view === "streams" && !state.paused) drawStreams(); }
+document.addEventListener("pointerdown", (event) => { if (event.button === 0 && event.target.closest("tr, button, summary")) pressed = setTimeout(release, 3000); });
+for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, () => setTimeout(release));
+
 // --- live ------------------------------------------------------------------------------------------------------------
 
 let socket = null;
@@ -81,7 +87,7 @@ async function refresh() {
 const COLUMNS = [["Time", "wide"], ["", ""], ["Status", ""], ["Method", ""], ["URL or destination", ""], ["Rule", "wide extra"], ["Conn", "wide extra"], ["Up", "num wide extra"], ["Down", "num wide extra"], ["Took", "num"], ["Client", "wide extra"], ["Ray", "wide extra"]];
 
 function drawStreams() {
-  if (state.view !== "streams") return;
+  if (state.view !== "streams" || pressed) return;
   const list = $("list");
   if (!list.querySelector("#filter")) {
     list.replaceChildren(
@@ -133,7 +139,7 @@ async function drawDetail(first) {
   const id = state.picked;
   if (id === null || state.view !== "streams") return;
   const stream = await attempt(() => api(`/api/streams/${id}`));
-  if (!stream || state.picked !== id) return;
+  if (!stream || state.picked !== id || (pressed && !first)) return;
   const detail = $("detail");
   if (first && stream.frame_log && state.tab === "overview") state.tab = "frames";
   const tabs = [["overview", "Overview"], ["request", "Request"], ["response", "Response"]];
@@ -151,7 +157,7 @@ async function drawDetail(first) {
   if (state.tab === "response") content.append(el("h3", {}, "Headers"), headerTable(stream.response.headers), stream.response.trailers.length ? el("h3", {}, "Trailers") : null, stream.response.trailers.length ? headerTable(stream.response.trailers) : "", bodyPart("response", stream));
   if (state.tab === "session") content.append(sessionView(stream.session));
   if (state.tab === "frames") await frameList(content, stream, id);
-  if (state.picked !== id) return;
+  if (state.picked !== id || (pressed && !first)) return;
   detail.hidden = false; document.querySelector("main").classList.add("split");
   detail.replaceChildren(...head, content);
   detail.scrollTop = scroll;
@@ -215,7 +221,7 @@ function editDialog(stream) {
 
 async function drawMqtt() {
   const found = await api("/api/mqtt");
-  if (state.view !== "mqtt") return;
+  if (state.view !== "mqtt" || pressed) return;
   const scroll = $("list").scrollTop;
   const opened = found.sessions.filter((session) => session.open), ended = found.sessions.filter((session) => !session.open);
   const goto = (session) => el("button", { onclick: () => { show("streams"); open(session.id); } }, `Stream ${session.id}`);
@@ -230,7 +236,7 @@ async function drawMqtt() {
 
 async function drawControl() {
   const found = await api("/api/control");
-  if (state.view !== "control") return;
+  if (state.view !== "control" || pressed) return;
   const scroll = $("list").scrollTop;
   const peer = state.status.role === "edge" ? "connector" : "edge";
   $("list").replaceChildren(
@@ -254,7 +260,7 @@ async function drawWire() {
   const { links } = await api("/api/control?after=9007199254740990");
   if (!links.some((link) => link.id === state.link)) state.link = links.length ? links[links.length - 1].id : null;
   const found = state.link === null ? null : await api(`/api/links/${state.link}/frames?limit=300${state.noPayload ? "&payload=0" : ""}`);
-  if (state.view !== "wire") return;
+  if (state.view !== "wire" || pressed) return;
   const scroll = $("list").scrollTop;
   const rows = found ? found.frames.slice().reverse().map((frame) => el("tr", { tabindex: 0, "data-frame": frame.seq, onclick: () => dialog(`${frame.kind} on stream ${frame.stream}`, el("p", { class: "url" }, frame.text), el("p", { class: "faint" }, frame.kind === "DATA" || frame.kind.startsWith("STREAM") ? "Payload belongs to a stream: see its page, where secrets are masked." : ""), hexView(frame.hex.map(([at, raw, plain]) => [at, raw, "", plain]))) }, el("td", { class: "num faint" }, frame.at.toFixed(3)), el("td", { class: frame.out ? "out" : "in" }, frame.out ? "→" : "←"), el("td", {}, el("b", {}, frame.kind)), el("td", { class: "num" }, frame.stream), el("td", { class: "num" }, size(frame.length)), el("td", { class: "url mono" }, frame.text.slice(0, 300)))) : [];
   $("list").replaceChildren(
@@ -327,7 +333,7 @@ const wanted = location.hash.slice(1);
 if (VIEWS.some(([name]) => name === wanted)) state.view = wanted;
 drawTabs(); refresh(); connectLive();
 setInterval(() => {
-  if (document.hidden || state.paused || $("dialog").open) return;
+  if (document.hidden || state.paused || pressed || $("dialog").open) return;
   if (state.view === "streams") { const row = state.rows.get(state.picked); if (row && (row.ms === null || !drawDetail.done)) { drawDetail.done = row.ms !== null; drawDetail(false); } }
   else if (["mqtt", "control", "wire"].includes(state.view) && !$("list").contains(document.activeElement)) refresh();
 }, 1000);
