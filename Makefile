@@ -48,6 +48,7 @@ echo "setup: $(1) from $$python ($$("$$python" -c 'import platform; print(platfo
 rm -f $(1)/*.stamp; \
 $(PIP) $(1)/bin/python -m pip install -q --require-hashes -r $(3); \
 $(PIP) $(1)/bin/python -m pip install -q --no-deps --no-build-isolation -e .; \
+$(1)/bin/python -m compileall -q connector launcher; \
 touch $(1)/$(4)
 endef
 

@@ -49,8 +49,10 @@ def compile_tree(tree: Path, *, level: str) -> None:
     from mypyc.build import mypycify  # noqa: PLC0415  (`problem` says when they are missing)
     from setuptools import setup  # noqa: PLC0415
 
-    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(tree):
-        config = Path(scratch) / "mypy.ini"
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        # Alone: beside other packages mypy would take them for sources of its own.
+        shutil.copytree(tree / "connector", "connector", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        config = Path("mypy.ini")
         # Types are checked by `make types`; here only what is compiled matters.
         config.write_text("[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n")
         files = [f"connector/{module}.py" for module in MODULES]
@@ -58,7 +60,7 @@ def compile_tree(tree: Path, *, level: str) -> None:
             ["--config-file", str(config), *files],
             opt_level=level,
             debug_level="0",
-            target_dir=str(Path(scratch) / "c"),
+            target_dir="c",
             group_name="connector",
         )
         setup(
@@ -66,10 +68,11 @@ def compile_tree(tree: Path, *, level: str) -> None:
             packages=[],
             ext_modules=extensions,
             script_args=[
-                *("-q", "build_ext", "--inplace"),
-                *("--build-temp", str(Path(scratch) / "o"), "--build-lib", str(Path(scratch) / "lib")),
+                *("-q", "build_ext", "--build-temp", "o", "--build-lib", "lib"),
             ],
         )
+        for made in Path("lib").rglob("*.so"):
+            shutil.copy2(made, tree / made.relative_to("lib"))
 
 
 def main() -> int:

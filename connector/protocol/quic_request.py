@@ -52,14 +52,10 @@ def decode_connect(connect: ConnectRequest) -> Request:
     cookies: list[bytes] = []
     length = -1
     chunked = False
+    names = _names
     for key, value in connect.metadata:
         if HEADER_KEY in key:
-            parts = key.split(b":")
-            if len(parts) != 2:
-                raise RequestError(f"header key {key[:64]!r} is malformed")
-            name = parts[1].lower()
-            if not name or name.translate(None, TOKEN_BYTES):
-                raise RequestError(f"the header name {name[:64]!r} is no token")
+            name = names.get(key) or _header_name(key)
             if not is_field_value(value):
                 raise RequestError(f"the value of {name[:64]!r} holds a control character")
             if name == b"content-length":
@@ -101,6 +97,25 @@ def decode_connect(connect: ConnectRequest) -> Request:
         if length:
             headers.append((b"content-length", b"%d" % length))
     return Request(kind, method, target, host, headers, length, scheme, trace)
+
+
+_CACHED_KEY = 80
+"""Bytes of a key that is remembered at most: eyeballs choose names."""
+
+_names: dict[bytes, bytes] = {}
+
+
+def _header_name(key: bytes) -> bytes:
+    """Return the lower-case name of a key as `HttpHeader:Name`. Errors: RequestError."""
+    parts = key.split(b":")
+    if len(parts) != 2:
+        raise RequestError(f"header key {key[:64]!r} is malformed")
+    name = parts[1].lower()
+    if not name or name.translate(None, TOKEN_BYTES):
+        raise RequestError(f"the header name {name[:64]!r} is no token")
+    if len(_names) < NAME_CACHE_LIMIT and len(key) <= _CACHED_KEY:
+        _names[key] = name
+    return name
 
 
 def _tcp_request(connect: ConnectRequest) -> Request:

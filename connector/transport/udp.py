@@ -35,6 +35,8 @@ SEND_QUEUE = 1_024
 """Datagrams kept while the kernel takes none; older QUIC packets are worth less than newer ones, so more are dropped
 and loss recovery sends them again."""
 
+_TRUNCATED = int(socket.MSG_TRUNC)  # as an enum, each test of it would be three calls
+
 GSO_SEGMENTS = 64
 GSO_BYTES = 65_000
 
@@ -174,7 +176,7 @@ class UdpSocket:
 
     def _read_gro(self) -> tuple[bytes, int]:
         size, ancillary, flags, _ = self._sock.recvmsg_into([self._buffer], _ANCILLARY)
-        if flags & socket.MSG_TRUNC:
+        if flags & _TRUNCATED:
             return b"", 0
         segment = size
         for level, kind, value in ancillary:

@@ -12,7 +12,7 @@ text that is copied out counts against one budget, so that pointers that share a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from struct import Struct, pack
+from struct import Struct, pack, unpack_from
 
 from connector.errors import WireError
 from connector.wire.capnp import message_length, table_length
@@ -219,6 +219,8 @@ class _Reader:
             raise WireError(f"the metadata list of the Cap'n Proto message is damaged or has more than {MAX_METADATA}")
         step = 8 * (data + pointers)
         start = tag_at + 8 + 8 * data
+        if pointers == 2 and not data:
+            return self._pairs(index, start, count)
         found = []
         text = self.text
         for place in range(start, start + count * step, step) if step else [start] * count:
@@ -231,6 +233,31 @@ class _Reader:
                     self.index = index
             found.append((key, value))
         return found
+
+    def _pairs(self, index: int, start: int, count: int) -> list[tuple[bytes, bytes]]:
+        """Return `count` pairs of texts whose pointers begin at `start`; as everybody writes them: all read at once."""
+        segment = self.segments[index]
+        size = len(segment)
+        budget = self.budget
+        texts: list[bytes] = []
+        at = start
+        for word in unpack_from(f"<{2 * count}Q", segment, start):
+            at += 8
+            if word & 0x7_8000_0003 == 0x2_0000_0001:  # bytes, behind this pointer, in this segment
+                first = at + ((word & 0x7FFFFFFC) << 1)
+                last = first + (word >> 35) - 1
+                if first <= last < size and not segment[last]:
+                    budget -= last - first + 1
+                    if budget < 0:
+                        raise WireError(f"the Cap'n Proto message holds more than {MAX_CONNECT} bytes of text")
+                    texts.append(segment[first:last])
+                    continue
+            self.budget = budget
+            texts.append(self.text(at - 8))
+            budget = self.budget
+            self.index = index
+        self.budget = budget
+        return list(zip(texts[::2], texts[1::2], strict=True))
 
     def _follow(self, at: int) -> tuple[int, int]:
         """Return the pointer at `at` and the offset that it counts from, past any far pointer. Sets `index`."""
