@@ -46,6 +46,14 @@ SLOW_SECONDS = 1.0
 ALIVE_STEP = 0.2
 """Seconds between two looks at whether a connector that is waited for still runs."""
 
+QUIET_STEP = 0.25
+QUIET_STEPS = 4
+QUIET_LIMIT = 6.0
+QUIET_SHARE = 0.02
+"""What a connector still does after it registered (checks of the network, say) is no work of a row: the first round
+waits until none of them used more than QUIET_SHARE of a core for QUIET_STEPS times QUIET_STEP seconds, but no longer
+than QUIET_LIMIT seconds."""
+
 IMAGE_LIMIT = 10.0
 """Seconds for a container engine to name the size of an image."""
 
@@ -320,6 +328,7 @@ class Bench:
                 self._wait_ready(name, process)
             except (TimeoutError, ChildProcessError) as error:
                 result.errors[name] = str(error)
+        wait_quiet([process.pid for _, process in running])
 
     def _end_shared(self) -> None:
         if self._shared is not None:
@@ -381,6 +390,19 @@ class Bench:
                 return start(command, core=self.cores[0], stdout=log, stderr=log)
             except OSError as error:
                 raise BenchError(f"{contender.name} cannot be started: {command[0]}: {error.strerror}") from None
+
+
+def wait_quiet(pids: Sequence[int]) -> None:
+    """Wait until none of these processes has anything to do any more."""
+    deadline = time.monotonic() + QUIET_LIMIT
+    before = [cpu_of(family(pid)).total for pid in pids]
+    quiet = 0
+    while quiet < QUIET_STEPS and time.monotonic() < deadline:
+        time.sleep(QUIET_STEP)
+        after = [cpu_of(family(pid)).total for pid in pids]
+        busy = any(now - then > QUIET_SHARE * QUIET_STEP for now, then in zip(after, before, strict=True))
+        quiet = 0 if busy else quiet + 1
+        before = after
 
 
 def image_size(image: str) -> int:
