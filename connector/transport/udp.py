@@ -115,6 +115,7 @@ class UdpSocket:
     ) -> None:
         self._sock = sock
         self._loop = loop
+        self._on_readable_call = on_readable
         self._on_writable_call = on_writable
         self._queue: deque[tuple[list[bytes], int]] = deque()
         self._queued = 0
@@ -158,6 +159,7 @@ class UdpSocket:
     def receive(self, take: Callable[[bytes, int], None]) -> int:
         """Read what is there; call `take(buffer, datagram size)` for each read. Return how many reads brought data."""
         reads = 0
+        failed = False
         read = self._read_gro if _LINUX else self._read_plain
         while reads < READ_BURST and not self._closed:
             try:
@@ -167,12 +169,21 @@ class UdpSocket:
             except OSError as error:
                 self.error = error  # an ICMP answer to something sent before; the next read may bring data
                 reads += 1
+                failed = True
                 continue
             reads += 1
             if data:
                 self.bytes_received += len(data)
                 take(data, segment)
+        if failed or not reads:
+            self._loop.call_soon(self._watch_again)
         return reads
+
+    def _watch_again(self) -> None:
+        """uvloop stops watching a socket by itself once that had an error, also one that `send` has taken since."""
+        if not self._closed:
+            self._loop.remove_reader(self._sock)
+            self._loop.add_reader(self._sock, self._on_readable_call)
 
     def _read_gro(self) -> tuple[bytes, int]:
         size, ancillary, flags, _ = self._sock.recvmsg_into([self._buffer], _ANCILLARY)

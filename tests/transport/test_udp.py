@@ -243,3 +243,39 @@ def test_errors_say_what_to_do(code: int, local: tuple[str, int] | None, words: 
     assert error.advice
     with pytest.raises(EdgeDialError, match=words):
         raise error
+
+
+@loops
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_socket_hears_again_after_an_error(loop: str, taken: bool) -> None:
+    """The peer was away (ICMP) and is back: uvloop alone would never look at the socket again."""
+
+    async def main() -> None:
+        this = asyncio.get_running_loop()
+        peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        peer.bind(("127.0.0.1", 0))
+        where = peer.getsockname()
+        sock = open_udp(where, socket.AF_INET, None)
+        peer.close()
+        received: list[bytes] = []
+        woken: list[int] = []
+
+        def on_readable() -> None:
+            woken.append(it.receive(lambda data, _: received.append(data)))
+
+        it = UdpSocket(sock, this, on_readable=on_readable, on_writable=lambda: None)
+        sock.send(b"anybody?")
+        if taken:  # by who sends: nothing is left to read when the loop looks
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        else:
+            await until(lambda: woken)
+            assert isinstance(it.error, ConnectionRefusedError)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as back:
+            back.bind(where)
+            back.connect(sock.getsockname())
+            for number in range(3):
+                back.send(b"here")
+                await until(lambda number=number: len(received) == number + 1)  # type: ignore[misc]
+        it.close()
+
+    run(main(), loop_factory=LOOPS[loop])
