@@ -124,7 +124,8 @@ def read(secure: ssl.SSLSocket, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         part = secure.recv(size - len(data))
-        assert part, "the end came early"
+        if not part:  # older Pythons take an end without close_notify for one
+            raise EOFError("the end came early")
         data += part
     return bytes(data)
 
