@@ -8,6 +8,7 @@ the count of the day it was written plus a little; who makes it smaller lowers t
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from types import FrameType
 from typing import Any
@@ -108,11 +109,13 @@ class Calls:
         self.c = 0
 
     def __enter__(self) -> Calls:
+        gc.disable()  # a collection calls what others hung on it: Hypothesis has such a callback, once it was loaded
         sys.setprofile(self._count)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
+        gc.enable()
         self.c -= 1  # the call of `setprofile` itself
         self.python -= 1  # and this method
 
