@@ -35,6 +35,7 @@ import capnp
 import hpack
 import uvloop
 
+from benchmarks.fields import UPGRADE, request_fields
 from benchmarks.process import cpu_of, family, memory_of, start, stop
 from connector.devedge.authority import EDGE_LEAF_NAMES, Authority, StateDir
 from connector.devedge.registrar import ControlStream, Grant, Registration
@@ -63,26 +64,11 @@ VISITORS: Final = 256
 """Whose requests they are."""
 
 WARM_UP: Final = 0.3
-UPGRADE: Final = b"cf-cloudflared-proxy-connection-upgrade"
 GOAL: Final = 1.8
 
 _pack = FRAME_HEADER.pack
 _unpack = FRAME_HEADER.unpack_from
-_FIELDS: Final = [
-    (b":method", b"GET"),
-    (b":scheme", b"https"),
-    (b":authority", b"app.example.com"),
-    (b":path", b"/"),
-    (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
-    (b"accept", b"*/*"),
-    (b"accept-encoding", b"gzip, br"),
-    (b"cf-connecting-ip", b"203.0.113.7"),
-    (b"x-forwarded-for", b"203.0.113.7"),
-    (b"x-forwarded-proto", b"https"),
-    (b"cf-visitor", b'{"scheme":"https"}'),
-    (b"cdn-loop", b"cloudflare; loops=1"),
-    (b"cf-ipcountry", b"PT"),
-]
+_FIELDS: Final = request_fields(b"GET", b"/")
 
 
 def visitors(encoder: hpack.Encoder) -> list[bytes]:

@@ -1,6 +1,6 @@
 """Connections to one rule's origin: dialled by a short task, kept alive and reused by callbacks.
 
-Owns: OriginPool (idle connections, waiting users, dials in flight) and OriginConnection (an asyncio Protocol).
+Owns: OriginPool (idle connections, waiting users, dials in flight) and OriginConnection (a StreamUser).
 In: an OriginUser that wants a connection. Out: a connection, at once or later; OriginError.
 Never: knows HTTP; it moves bytes and says when a connection is gone.
 

@@ -1,7 +1,7 @@
 """Raw bytes both ways between a stream of the edge and an origin connection.
 
 Owns: Splice (the streaming state of one connection) and DrainQueue (deadlines of half-closed ones).
-In: payload of the edge (`on_data`), bytes of the origin (asyncio Protocol). Out: writes on the other side.
+In: payload of the edge (`on_data`), bytes of the origin (StreamUser). Out: writes on the other side.
 Never: looks into the bytes (`ws_splice.py` follows frames); no task, timer or future per stream.
 
 *Strategy*: once upgraded, the transport's protocol is replaced by the Splice, whose `data_received` *is* the port's

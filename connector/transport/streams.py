@@ -122,7 +122,6 @@ class SocketStream:
     """
 
     __slots__ = (
-        "_add_reader",
         "_backlog",
         "_buffer",
         "_closing",
@@ -141,7 +140,7 @@ class SocketStream:
         "_sock",
         "_user",
         "_watched",
-    )  # fmt: skip
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, user: StreamUser) -> None:
         self._loop = loop
