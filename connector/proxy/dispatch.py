@@ -14,7 +14,7 @@ All carry `request` (the Request itself), `kind`, `host`, `path` (never the quer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
@@ -25,6 +25,7 @@ from connector.protocol.ports import Acceptor, Request, RequestKind, StreamPort,
 from connector.proxy import limits
 from connector.proxy.builtin import IGNORE, ConfigurationSink, answer_status
 from connector.proxy.destinations import Destinations
+from connector.proxy.dispatch_end import close, drain
 from connector.proxy.exchange import Exchange
 from connector.proxy.flows import Flows
 from connector.proxy.http import HttpExchange, Route
@@ -145,12 +146,12 @@ class Dispatcher:
     @property
     def open_connections(self) -> int:
         """Connections to origins, idle ones included."""
-        return sum(pool.open for pool in self._pools())
+        return sum(pool.open for pool in self.pools())
 
     @property
     def dialling(self) -> int:
         """Dials in flight: the only tasks of the proxy."""
-        return sum(pool.dialling for pool in self._pools())
+        return sum(pool.dialling for pool in self.pools())
 
     def set_ingress(self, ingress: Ingress) -> tuple[str, ...]:
         """Put a rule set in force for new requests; running ones finish on the old one. Return what may not work.
@@ -319,32 +320,28 @@ class Dispatcher:
         self._told.update(exchange for exchange in list(self._active) if exchange.go_away())
         return len(self._told)
 
-    async def drain(self, timeout: float) -> bool:
+    def drain(self, timeout: float) -> Coroutine[Any, Any, bool]:
         """Wait until no stream is active, at most `timeout` seconds; return whether that came true."""
-        if self.active:
-            self._drained = self._drained or self.loop.create_future()
-            await asyncio.wait([self._drained], timeout=timeout)
-        return not self.active
+        return drain(self, timeout)
 
-    async def close(self) -> None:
+    def when_drained(self) -> asyncio.Future[None]:
+        """Return what is done when no stream is active any more; ask while one is."""
+        if self._drained is None:
+            self._drained = self.loop.create_future()
+        return self._drained
+
+    def close(self) -> Coroutine[Any, Any, None]:
         """Cancel what is active, close all pools, and wait until nothing is left."""
+        return close(self)
+
+    def cancel_all(self) -> Access | None:
+        """Serve nothing from now on and end what is served; return what is left to close with the pools."""
         self._closed = True
         for exchange in list(self._active):
             exchange.cancel()
         for gate in list(self._gates):
             gate.decided()
-        if self._access is not None:
-            await self._access.close()
-        pools = self._pools()
-        for pool in pools:
-            pool.abort()
-        await self.flows.dns.close()
-        try:
-            async with asyncio.timeout(limits.CLOSE_WAIT):
-                for pool in pools:
-                    await pool.wait_closed()
-        except TimeoutError:
-            pass
+        return self._access
 
     # -- called by exchanges
 
@@ -384,7 +381,7 @@ class Dispatcher:
     def _http_exchange(self, request: Request, port: StreamPort, route: Route) -> HttpExchange:
         if not route.pool.offers_http2:
             return HttpExchange(self, request, port, route)
-        from connector.proxy.http2_origin import Http2Exchange  # noqa: PLC0415  (few rules want the library)
+        from connector.proxy.http2_exchange import Http2Exchange  # noqa: PLC0415  (few rules want the library)
 
         return Http2Exchange(self, request, port, route)
 
@@ -419,7 +416,8 @@ class Dispatcher:
         assert route is not None, f"nothing serves {rule.service.text}"
         return route
 
-    def _pools(self) -> list[OriginPool]:
+    def pools(self) -> list[OriginPool]:
+        """Return the pools of all rules, retired ones that still have connections, and those of single destinations."""
         routes = (route.pool for route in self._routes if isinstance(route, Route))
         return [*routes, *self._retired, *self._destinations.pools]
 

@@ -15,18 +15,16 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol, cast
 
-from connector.errors import OriginDialError, OriginError
+from connector.errors import OriginError
 from connector.protocol.ports import Buffer
 from connector.proxy import limits
 from connector.proxy.ingress import OriginSettings, Service
-from connector.proxy.ingress_services import port_problem
-from connector.proxy.origin_dial import OriginDialler
-from connector.proxy.origin_proxy import PROXY_ADVICE, ProxyHop
-from connector.proxy.origin_tls import ContextCache, connect_error, connect_timeout, tls_error, tls_timeout
+from connector.proxy.origin_open import H2_KEY, OriginOpener, wait_closed
+from connector.proxy.origin_proxy import ProxyHop
+from connector.proxy.origin_tls import ContextCache
 from connector.proxy.proxy_protocol import encode_proxy_header
 from connector.transport.streams import ByteStream, SocketStream, StreamUser
 
@@ -60,10 +58,6 @@ class OriginUser(Protocol):
 
     def on_origin_ready(self) -> None:
         """The origin takes more again."""
-
-
-H2_KEY: Final = "\0h2"
-"""Key of connections that offer HTTP/2; it is not a name, so that it cannot be a key of `matchSNItoHost`."""
 
 
 class Multiplexer(Protocol):
@@ -225,17 +219,11 @@ class OriginPool:
         self.settings = settings
         self._loop = loop
         self.call_soon = loop.call_soon
-        contexts = contexts or ContextCache()
-        self._context = contexts.get(service, settings)
-        self.offers_http2 = (
-            service.tls and settings.http2_origin and not settings.match_sni_to_host and not settings.proxy_protocol
-        )
-        self._http2_context = contexts.get(service, settings, http2=True) if self.offers_http2 else None
+        self.opener = OriginOpener(loop, service, settings, contexts or ContextCache(), hop)
+        self._direct = self.opener.direct
+        self._dialler = self.opener.dialler
+        self.offers_http2 = self.opener.offers_http2
         self.http2: Multiplexer | None = None
-        self._server_name = settings.origin_server_name or service.host or "localhost"
-        if hop is not None and hop.over_tls:
-            self._context, self._server_name = ssl.create_default_context(), hop.proxy.host
-        self._dialled = service if hop is None else hop.service
         self._idle: dict[str, list[OriginConnection]] = {}
         self._idle_count = 0
         self._open: set[OriginConnection] = set()
@@ -244,7 +232,6 @@ class OriginPool:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None
-        self._dialler = OriginDialler(loop, self._dialled, settings)
         self.dialled = 0
         """Connections that were ever opened; for tests and metrics."""
 
@@ -261,7 +248,7 @@ class OriginPool:
     @property
     def dialling(self) -> int:
         """Tasks that dial or look a name up."""
-        return len(self._dials) + (self._dialler.looking_up is not None)
+        return len(self.dials())
 
     def key_for(self, host: bytes, *, upgrade: bool = False) -> str:
         """Return what connections for a request's Host must share: the SNI name with `matchSNItoHost`, else nothing."""
@@ -293,11 +280,11 @@ class OriginPool:
             connection.uses += 1
             connection.user = user
             return connection
-        if self._context is None and self.hop is None and self.settings.connect_timeout >= 0:
+        if self._direct:
             sock = self._dialler.maybe_open()
             if sock is not None:
-                return self._attach(sock, key, user)
-        task = self._loop.create_task(self._dial(user, key))
+                return self.attach(sock, key, user)
+        task = self._loop.create_task(self.opener.dial(self, user, key))
         self._dials.add(task)
         task.add_done_callback(self._dials.discard)
         self._waiting[user] = (key, task, fresh)
@@ -353,14 +340,44 @@ class OriginPool:
         for connection in list(self._open):
             connection.abort()
 
-    async def wait_closed(self) -> None:
+    def wait_closed(self) -> Coroutine[Any, Any, None]:
         """Wait until no dial runs and no connection is open."""
+        return wait_closed(self)
+
+    def dials(self) -> set[asyncio.Task[Any]]:
+        """Return the tasks that dial or look a name up."""
         lookup = self._dialler.looking_up
-        if self._dials or lookup is not None:
-            await asyncio.wait(self._dials | ({lookup} if lookup is not None else set()))
-        if self._open:
-            self._emptied = self._emptied or self._loop.create_future()
-            await asyncio.shield(self._emptied)
+        return self._dials if lookup is None else {*self._dials, lookup}
+
+    def when_empty(self) -> asyncio.Future[None]:
+        """Return what is done when the last connection is lost; ask while there is one."""
+        if self._emptied is None:
+            self._emptied = self._loop.create_future()
+        return self._emptied
+
+    # -- called by the opener
+
+    def no_longer_waits(self, user: OriginUser) -> bool:
+        """Forget a user whose dial failed; False for one that left, or was served, before."""
+        return self._waiting.pop(user, None) is not None
+
+    def prepare(self, key: str, user: OriginUser) -> OriginConnection:
+        """Return a connection that is about to be made for `user`."""
+        return OriginConnection(self, key, user)
+
+    def attach(
+        self, sock: socket.socket, key: str, user: OriginUser | None, client: str | None = None
+    ) -> OriginConnection:
+        """Make a connection of a plain socket, with a PROXY header on its way for a user who wants one."""
+        connection = OriginConnection(self, key)
+        stream = SocketStream(self._loop, sock, connection)
+        connection.attach(stream, user)
+        self._open.add(connection)
+        self.dialled += 1
+        client = client if user is None else user.client
+        if client is not None:
+            stream.write(encode_proxy_header(client, stream.get_extra_info("peername") or ""))
+        return connection
 
     # -- called by connections
 
@@ -417,88 +434,3 @@ class OriginPool:
                 oldest = stack[0].idle_since
         if oldest is not None:
             self._timer = self._loop.call_at(oldest + self.settings.keep_alive_timeout, self._expire)
-
-    async def _dial(self, user: OriginUser, key: str) -> None:
-        try:
-            await self._connect(user, key)
-        except OriginError as error:
-            failed = error
-        except Exception as error:  # whatever it was: a user that waits is never left without an answer
-            self._loop.call_exception_handler({"message": "dialling an origin raised", "exception": error})
-            failed = OriginDialError(
-                f"origin {self.service.text}: cannot connect: {type(error).__name__}: {error}",
-                advice="this is a bug in the connector; please report it with this line",
-            )
-        else:
-            return
-        if self._waiting.pop(user, None) is not None:
-            user.on_dial_failed(failed)
-
-    async def _connect(self, user: OriginUser, key: str) -> None:
-        if hopeless := port_problem(self.service):
-            raise OriginDialError(f"origin {self.service.text}: {hopeless}", advice="correct the service of the rule")
-        hop = self.hop
-        if hop is not None and hop.problem:
-            raise OriginDialError(f"origin {self.service.text}: {hop.problem}", advice=PROXY_ADVICE)
-        limit = self.settings.connect_timeout
-        tried: list[str] = []
-        try:
-            async with asyncio.timeout(limit or None):
-                sock = await self._dialler.open(tried)
-                if hop is not None:
-                    sock = await hop.shake_hands(sock, self.service)
-                if self._context is not None and user.client is not None:  # in front of TLS
-                    await self._introduce(sock, user.client)
-        except TimeoutError:
-            raise connect_timeout(self._dialled, limit, tried) from None
-        except (OSError, UnicodeError) as error:
-            problem = error if isinstance(error, OSError) else socket.gaierror(0, "not a valid host name")
-            failed = connect_error(self._dialled, problem, tried)
-            if hop is not None:
-                failed.advice = PROXY_ADVICE
-            raise failed from None
-        if self._context is None:
-            self.settle(self._attach(sock, key, None, user.client), user)
-            return
-        name = key if key and key != H2_KEY else self._server_name
-        try:
-            async with asyncio.timeout(self.settings.tls_timeout or None):
-                await self._wrap(sock, user, key, name)
-        except TimeoutError:
-            raise tls_timeout(self.service, self.settings.tls_timeout) from None
-        except (OSError, ssl.SSLError, ValueError) as error:
-            raise tls_error(self.service, error, name) from None
-
-    def _attach(
-        self, sock: socket.socket, key: str, user: OriginUser | None, client: str | None = None
-    ) -> OriginConnection:
-        """Make a connection of a plain socket, with a PROXY header on its way for a user who wants one."""
-        connection = OriginConnection(self, key)
-        stream = SocketStream(self._loop, sock, connection)
-        connection.attach(stream, user)
-        self._open.add(connection)
-        self.dialled += 1
-        client = client if user is None else user.client
-        if client is not None:
-            stream.write(encode_proxy_header(client, stream.get_extra_info("peername") or ""))
-        return connection
-
-    async def _introduce(self, sock: socket.socket, client: str) -> None:
-        """Send the PROXY header: at most 52 bytes into an empty buffer."""
-        try:
-            await self._loop.sock_sendall(sock, encode_proxy_header(client, sock.getpeername()))
-        except BaseException:
-            sock.close()
-            raise
-
-    async def _wrap(self, sock: socket.socket, user: OriginUser, key: str, name: str) -> None:
-        """Turn a connected socket into an OriginConnection with TLS."""
-        make: Any = self._loop.create_unix_connection if self.service.path else self._loop.create_connection
-        connection = OriginConnection(self, key, user)
-        context = self._http2_context if key == H2_KEY else self._context
-        try:
-            await make(lambda: connection, sock=sock, ssl=context, server_hostname=name)
-        except BaseException:
-            connection.disown(ConnectionAbortedError("the dial was ended"))
-            sock.close()
-            raise

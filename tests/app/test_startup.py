@@ -37,7 +37,8 @@ ABSENT = {
     "connector.transport.trust_anchors", "connector.app.management", "connector.app.log_stream",
     "connector.app.log_files",
     "connector.app.tracing", "connector.proxy.access", "connector.proxy.hello_world", "connector.proxy.tcp",
-    "connector.proxy.carrier", "connector.proxy.http2_origin", "html", "http", "email", "tempfile",
+    "connector.proxy.carrier", "connector.proxy.http2_origin", "connector.proxy.http2_exchange",
+    "html", "http", "email", "tempfile",
 }  # fmt: skip
 """What a run with an address and a token must not load before it serves."""
 

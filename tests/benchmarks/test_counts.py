@@ -21,6 +21,7 @@ from connector.app.meters import Meters
 from connector.protocol.h2_connection import H2Connection
 from connector.proxy.dispatch import Dispatcher
 from connector.proxy.ingress import parse_remote_config
+from connector.proxy.origin_open import OriginOpener
 from connector.proxy.origins import OriginConnection, OriginPool
 from connector.wire.h2_frames import DATA, HEADERS, PREFACE, encode_frame, encode_settings
 from tests.support.aio import run
@@ -132,13 +133,13 @@ class Link:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, metered: bool = False) -> None:
         self.origins: list[OriginTransport] = []
 
-        async def connect(pool: OriginPool, user: Any, key: str) -> None:
+        async def connect(_: object, pool: OriginPool, user: Any, key: str) -> None:
             transport = OriginTransport()
             transport.protocol = OriginConnection(pool, key, user)
             self.origins.append(transport)
             transport.protocol.connection_made(transport)
 
-        monkeypatch.setattr(OriginPool, "_connect", connect)
+        monkeypatch.setattr(OriginOpener, "connect", connect)
         self.dispatcher = Dispatcher(
             ingress=parse_remote_config(1, {"ingress": [{"service": "http://127.0.0.1:8"}]}),
             connector_id=UUID("11111111-2222-4333-8444-555555555555"),

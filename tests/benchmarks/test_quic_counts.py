@@ -18,6 +18,7 @@ import pytest
 from connector.protocol.ports import Acceptor, Batch
 from connector.proxy.dispatch import Dispatcher
 from connector.proxy.ingress import parse_remote_config
+from connector.proxy.origin_open import OriginOpener
 from connector.proxy.origins import OriginConnection, OriginPool
 from connector.transport.quic import QuicLink
 from connector.transport.quic_engine import EngineSettings
@@ -122,13 +123,13 @@ class Rig:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.origins: list[OriginTransport] = []
 
-        async def connect(pool: OriginPool, user: Any, key: str) -> None:
+        async def connect(_: object, pool: OriginPool, user: Any, key: str) -> None:
             transport = OriginTransport()
             transport.protocol = OriginConnection(pool, key, user)
             self.origins.append(transport)
             transport.protocol.connection_made(transport)
 
-        monkeypatch.setattr(OriginPool, "_connect", connect)
+        monkeypatch.setattr(OriginOpener, "connect", connect)
         self.dispatcher = Dispatcher(
             ingress=parse_remote_config(1, {"ingress": [{"service": "http://127.0.0.1:8"}]}),
             connector_id=UUID("11111111-2222-4333-8444-555555555555"),

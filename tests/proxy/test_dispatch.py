@@ -190,8 +190,8 @@ def test_rules_that_trust_the_same_share_what_is_slow_to_make(on_loop: Runner) -
         it = Rig(parse_remote_config(1, {"ingress": [*rules, {"service": "http_status:404"}]}))
         pools = [route.pool for route in it.dispatcher._routes if isinstance(route, Route)]
         assert len(pools) == 3
-        assert len({pool._context for pool in pools}) == len({pool._http2_context for pool in pools}) == 1
-        assert pools[0]._context is not pools[0]._http2_context
+        assert len({pool.opener.context for pool in pools}) == len({pool.opener.http2_context for pool in pools}) == 1
+        assert pools[0].opener.context is not pools[0].opener.http2_context
         await it.dispatcher.close()
 
     on_loop(main())

@@ -107,7 +107,7 @@ def test_a_dial_that_raises_something_else_is_still_an_answer(
         reported: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
         async with rig("http://127.0.0.1:1") as it:
-            monkeypatch.setattr(it.pool()._dialler, "open", broken)
+            monkeypatch.setattr(it.pool().opener.dialler, "open", broken)
             fields = await failure(it)
             assert type(problem).__name__ in fields["error"]
             assert "report" in fields["advice"]
@@ -445,7 +445,7 @@ def test_every_502_has_a_cause_of_one_word(cause: str, websocket: bool, on_loop:
             }.get(cause, origin.url)
             async with rig(service) as it:
                 if cause == "timeout":
-                    it.pool()._dialler.open = stuck
+                    it.pool().opener.dialler.open = stuck
                 fields = await failure(it, websocket=websocket)
                 assert fields["cause"] == cause
                 assert fields["status"] == 502
