@@ -372,6 +372,8 @@ def test_schemas_of_an_installed_package(tmp_path: Path) -> None:
     for source, target in project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].items():
         (tmp_path / target).parent.mkdir(exist_ok=True)
         shutil.copy(root / source, tmp_path / target)
+    for compiled in root.glob("connector__mypyc*"):
+        shutil.copy(compiled, tmp_path)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from connector.transport.rpc import load_schema;"
         "print(load_schema('tunnelrpc').__file__, load_schema('quic_metadata.capnp').__file__)"
