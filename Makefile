@@ -223,10 +223,10 @@ soak-inspect: $(VENV)/dev.stamp broker inspection  ## 5,000 messages/s for ten m
 	$(BIN)/python tests/inspector/soak.py $(ARGS)
 
 .PHONY: autobahn
-autobahn: $(VENV)/dev.stamp  ## WebSockets judged by the Autobahn suite (its Python 2 comes from Debian); ARGS=--all is long
+autobahn: $(VENV)/dev.stamp  ## WebSockets judged by the Autobahn suite (its Python 2 comes from Debian); ARGS=--all goes on where it stopped
 	PYTHON=$(CURDIR)/$(BIN)/python tests/autobahn/setup.sh $(CURDIR)/.autobahn
 	AUTOBAHN=$(CURDIR)/.autobahn AUTOBAHN_ALL=$(if $(findstring --all,$(ARGS)),1) \
-	  $(BIN)/python -m pytest tests/integration/test_autobahn.py
+	  $(BIN)/python -m pytest -rPs tests/integration/test_autobahn.py $(filter-out --all,$(ARGS))
 
 .PHONY: components
 components: $(VENV)/dev.stamp  ## cloudflared's component scenarios, all of them; CLOUDFLARED=/path asks the original too
