@@ -21,6 +21,7 @@ from typing import Final, Protocol
 from connector.errors import ConfigError, WireError
 from connector.protocol.counts import COUNTS
 from connector.protocol.idle_wheel import IdleWheel
+from connector.transport.readiness import Readiness
 from connector.wire import icmp
 from connector.wire.otlp import OK, UNSET, Attribute
 
@@ -73,7 +74,7 @@ Key = tuple[bytes, bytes, int]
 class PingFlow:
     """One ping socket: what the edge's `key` (source, destination, identifier) asks of one destination."""
 
-    __slots__ = ("_loop", "_owner", "_socket", "active_at", "end", "idle", "key", "slot", "traced")
+    __slots__ = ("_loop", "_owner", "_ready", "_socket", "active_at", "end", "idle", "key", "slot", "traced")
 
     def __init__(self, owner: IcmpProxy, key: Key, end: IcmpEnd, sock: socket.socket, now: float) -> None:
         self.key = key
@@ -86,7 +87,8 @@ class PingFlow:
         self._owner = owner
         self._socket = sock
         self._loop = owner.loop
-        self._loop.add_reader(sock, self._on_readable)
+        self._ready = Readiness(sock, owner.loop, on_readable=self._on_readable)
+        self._ready.read(True)
 
     @property
     def identifier(self) -> int:
@@ -103,7 +105,7 @@ class PingFlow:
 
     def close(self) -> None:
         """Let the socket go."""
-        self._loop.remove_reader(self._socket)
+        self._ready.close()
         self._socket.close()
 
     def _on_readable(self) -> None:

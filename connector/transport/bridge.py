@@ -17,6 +17,7 @@ import socket
 
 from connector.errors import EdgeLostError, ProtocolError, WireError
 from connector.protocol.ports import Buffer, ResetCode, StreamPort
+from connector.transport.readiness import Readiness
 from connector.wire.capnp import MessageCounter, MessageSplitter, repair_exception
 
 READ_SIZE = 65_536
@@ -42,7 +43,6 @@ class SocketBridge:
         self.farewell = b""
         self.ended: asyncio.Future[None] = loop.create_future()
         self._port = port
-        self._loop = loop
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
@@ -55,7 +55,8 @@ class SocketBridge:
         self._sent_eof = False
         self._received = MessageSplitter(MAX_MESSAGE)
         self._sent = MessageCounter()
-        loop.add_reader(near, self._on_readable)
+        self._ready = Readiness(near, loop, on_readable=self._on_readable, on_writable=self._on_writable)
+        self._ready.read(True)
 
     def __repr__(self) -> str:
         state = "closed" if self._near is None else f"{len(self._backlog)} bytes waiting"
@@ -74,7 +75,7 @@ class SocketBridge:
         if self._near is None:
             return
         if self._backlog:
-            self._loop.add_writer(self._near, self._on_writable)
+            self._ready.write(True)
         elif self._eof_received or self.error is not None:
             self._shut_near()
 
@@ -106,7 +107,7 @@ class SocketBridge:
                 sent = len(whole)
         if sent < len(whole):
             if not self._backlog and not self._held:
-                self._loop.add_writer(near, self._on_writable)
+                self._ready.write(True)
             self._backlog += whole[sent:]
         if sent:
             self._port.consumed(sent)
@@ -134,7 +135,7 @@ class SocketBridge:
             return
         if not self._sent_eof:
             self._sent_eof = True
-            self._loop.add_reader(near, self._on_readable)  # it may have been paused
+            self._ready.read(True)  # it may have been paused
         self._eof_received = True
         if not self._backlog and not self._held:
             self._shut_near()
@@ -142,12 +143,12 @@ class SocketBridge:
     def pause_writing(self) -> None:
         """Leave what the far end writes in the socket."""
         if self._near is not None and not self._sent_eof:
-            self._loop.remove_reader(self._near)
+            self._ready.read(False)
 
     def resume_writing(self) -> None:
         """Read the far end again."""
         if self._near is not None and not self._sent_eof:
-            self._loop.add_reader(self._near, self._on_readable)
+            self._ready.read(True)
 
     # --- from the far end ------------------------------------------------------------------------------------------
 
@@ -156,8 +157,7 @@ class SocketBridge:
         near, self._near = self._near, None
         if near is None:
             return
-        self._loop.remove_reader(near)
-        self._loop.remove_writer(near)
+        self._ready.close()
         waiting = len(self._backlog) + self._received.held
         self._backlog.clear()
         if not self._sent_eof:
@@ -184,7 +184,7 @@ class SocketBridge:
         if data:
             self._send(data)
         else:
-            self._loop.remove_reader(near)
+            self._ready.read(False)
             self._send_eof()
             self.close()
 
@@ -235,7 +235,7 @@ class SocketBridge:
             sent = len(self._backlog)  # the far end is gone: nobody will read this
         del self._backlog[:sent]
         if not self._backlog:
-            self._loop.remove_writer(near)
+            self._ready.write(False)
             if self._eof_received:
                 self._shut_near()
         self._port.consumed(sent)
@@ -256,6 +256,6 @@ class SocketBridge:
             # Whoever took the far end does not read it yet: an end of file now would crash pycapnp as a byte would.
             # `release` shows it; the far end closing ends the rest.
             self._eof_received = True
-            self._loop.add_reader(near, self._on_readable)  # it may have been paused
+            self._ready.read(True)  # it may have been paused
             return
         self.close()

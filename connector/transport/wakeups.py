@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
+from connector.transport.readiness import Readiness
+
 TICK_SECONDS = 5.0
 """Pause between two comparisons of the clocks: a wake from suspend is noticed within it, at a few microseconds each."""
 
@@ -262,6 +264,7 @@ class Wakeups:
         self._min_interval = min_interval
         self._memory = NetworkMemory()
         self._socket: socket.socket | None = None
+        self._ready: Readiness | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
         self._told: asyncio.TimerHandle | None = None
@@ -279,7 +282,8 @@ class Wakeups:
         if sys.platform == "linux":
             self._socket = _netlink()
         if self._socket is not None:
-            self._loop.add_reader(self._socket.fileno(), self._readable)
+            self._ready = Readiness(self._socket, self._loop, on_readable=self._readable)
+            self._ready.read(True)
             self._send(self._memory.dump())
 
     def close(self) -> None:
@@ -293,8 +297,8 @@ class Wakeups:
 
     def _drop_socket(self) -> None:
         if self._socket is not None:
-            assert self._loop is not None
-            self._loop.remove_reader(self._socket.fileno())
+            assert self._ready is not None
+            self._ready.close()
             self._socket.close()
             self._socket = None
 
@@ -318,10 +322,6 @@ class Wakeups:
                     self._drop_socket()
                     break
                 changes.add(Cause.MISSED)
-                # libuv stops watching a socket that reported an error; watch it anew.
-                assert self._loop is not None
-                self._loop.remove_reader(self._socket.fileno())
-                self._loop.add_reader(self._socket.fileno(), self._readable)
                 self._memory = NetworkMemory()
                 self._send(self._memory.dump())
                 continue

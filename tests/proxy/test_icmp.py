@@ -15,9 +15,10 @@ from connector.errors import ConfigError
 from connector.protocol.counts import COUNTS
 from connector.protocol.idle_wheel import IdleWheel
 from connector.proxy import icmp as proxy
-from connector.proxy.icmp import IcmpProxy, local_ipv4, local_ipv6, make_icmp_proxy
+from connector.proxy.icmp import IcmpProxy, PingFlow, local_ipv4, local_ipv6, make_icmp_proxy
 from connector.wire import icmp
 from tests.support.aio import run, until
+from tests.support.loops import LOOPS
 
 HERE, THERE = b"\x64\x60\0\x01", b"\x0a\0\0\x02"
 
@@ -109,6 +110,34 @@ def test_flows_replies_idleness_and_ends(monkeypatch: pytest.MonkeyPatch) -> Non
         it.close()
 
     run(main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_flow_hears_again_after_a_request_that_failed(monkeypatch: pytest.MonkeyPatch, loop: str) -> None:
+    """The kernel tells of an ICMP error on the socket, after which uvloop alone would never look at that again."""
+
+    async def main() -> None:
+        it, _, _ = made(monkeypatch)
+        end = End()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as away:
+            away.bind(("127.0.0.1", 0))
+            where = away.getsockname()
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.connect(where)
+        flow = PingFlow(it, (HERE, THERE, 1), end, sock, 0.0)
+        sock.send(b"nobody is there")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as back:
+            back.bind(where)
+            back.connect(sock.getsockname())
+            for number in range(1, 4):
+                await asyncio.sleep(0)
+                back.send(icmp.encode_message(icmp.ECHO4_REPLY, 7, number, b"here"))
+                await until(lambda number=number: len(end.sent) == number)  # type: ignore[misc]
+        flow.close()
+        it.close()
+
+    run(main(), loop_factory=LOOPS[loop])
 
 
 def test_limits_and_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,3 +272,22 @@ def test_garbage_while_pycapnp_takes_the_socket(garbage: bytes, turns: int, loop
             assert port.credit == len(garbage) + len(b"and more of it")
 
     run(main(), loop_factory=loop)
+
+
+@both_loops
+def test_a_reset_behind_data_loses_nothing(loop: Loop) -> None:
+    """The far end went with something unread: the kernel tells that as an error, after what it had written."""
+
+    async def main() -> None:
+        port = Port()
+        bridge = SocketBridge(port, loop=asyncio.get_running_loop())
+        far = bridge.take_socket()
+        far.setblocking(False)
+        bridge.on_data(frame_message(bytes(8)))
+        sent = far.send(bytes(150_000))
+        far.close()
+        await until(bridge.ended.done)
+        assert len(port.data) == sent > 65_536
+        assert port.calls == ["respond 200", "eof", "stop"]
+
+    run(main(), loop_factory=loop)
