@@ -3,6 +3,9 @@
 Owns: the socket, the table of connection IDs, the datagrams that the kernel does not take at once.
 In: datagrams. Out: `QuicLink`s, made by the first datagram of each connection.
 Never: looks behind the header of a packet. Loads aioquic with the first datagram, not before.
+
+*Strategy*: bound to all addresses (0.0.0.0, ::) the kernel would answer from the one that routing picks, which a
+connector that asked another never hears. So each datagram's own address is asked for with it, and goes with the answer.
 """
 
 from __future__ import annotations
@@ -10,12 +13,16 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import socket
+import struct
+import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any, TextIO
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from connector.devedge.authority import EDGE_LEAF_NAMES, Authority, keylog_name
 from connector.devedge.connectors import Roster
 from connector.errors import ConfigError
+from connector.transport.readiness import Readiness
 
 if TYPE_CHECKING:
     from aioquic.quic.configuration import QuicConfiguration
@@ -37,8 +44,33 @@ AIOQUIC = "1.7."
 """Versions whose private parts quicsession.py and quictls.py know; with 1.3 handshakes hang."""
 
 
+_PKTINFO4 = 8
+"""IP_PKTINFO of Linux; Python names it since 3.12."""
+_INFO4 = struct.Struct("=i4s4s")  # interface, local address, the address in the header
+_INFO6 = struct.Struct("=16si")  # address in the header, interface
+
+
+class Route(NamedTuple):
+    """Where a datagram came from and which of this machine's addresses it came to: what the answer has to follow."""
+
+    host: str
+    port: int
+    peer: tuple[Any, ...]
+    """As the socket wants it."""
+    local: bytes
+    """As the kernel wants it, in `IP_PKTINFO` or `IPV6_PKTINFO`."""
+
+
+def _answering(info: bytes) -> bytes:
+    """Turn what the kernel says of a datagram into what makes it answer from there, whatever the interface."""
+    if len(info) == _INFO4.size:
+        return _INFO4.pack(0, _INFO4.unpack(info)[1], bytes(4))
+    address, interface = _INFO6.unpack(info)
+    return _INFO6.pack(address, interface if IPv6Address(address).is_link_local else 0)
+
+
 class QuicListener:
-    """One UDP socket. `listen`, then `close`."""
+    """One UDP socket. `listen`, then `close`. To its sessions an address is opaque, with host and port first."""
 
     def __init__(self, roster: Roster, authority: Authority, datagram_size: int) -> None:
         self._roster = roster
@@ -46,6 +78,9 @@ class QuicListener:
         self._datagram_size = datagram_size
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
+        self._ready: Readiness | None = None
+        self._info: tuple[int, int] | None = None
+        """Level and type of the ancillary data that names the own address; None when there is only one."""
         self._sessions: dict[bytes, QuicSession] = {}
         self._configuration: QuicConfiguration | None = None
         self._keylog: TextIO | None = None
@@ -69,18 +104,20 @@ class QuicListener:
                 sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if ip_address(host).is_unspecified:
+                self._info = _ask_for_addresses(sock, family)
             sock.bind((host, port))
         except BaseException:
             sock.close()
             raise
         self._socket = sock
-        self._loop.add_reader(sock, self._read)
+        self._ready = Readiness(sock, self._loop, on_readable=self._read, on_writable=self._write)
+        self._ready.read(True)
 
     def close(self) -> None:
         """Give the port back; the connections are closed already."""
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
+        if self._socket is not None and self._ready is not None:
+            self._ready.close()
             self._socket.close()
             self._socket = None
         if self._keylog is not None:
@@ -95,7 +132,7 @@ class QuicListener:
             if self._socket is None:
                 break
             try:
-                data, address = self._socket.recvfrom(65_536)
+                data, address = self._receive(self._socket)
             except BlockingIOError:
                 break
             except OSError:
@@ -111,6 +148,13 @@ class QuicListener:
                 touched[session] = None
         for session in touched:
             self._guarded(session, session.settle)
+
+    def _receive(self, sock: socket.socket) -> tuple[bytes, Any]:
+        if self._info is None:
+            return sock.recvfrom(65_536)
+        data, ancillary, _, peer = sock.recvmsg(65_536, socket.CMSG_SPACE(_INFO6.size))
+        local = next((_answering(value) for level, kind, value in ancillary if (level, kind) == self._info), b"")
+        return data, Route(peer[0], peer[1], peer, local)
 
     def _by_long_header(self, data: bytes, address: Any) -> QuicSession | None:
         from connector.devedge import quicsession  # noqa: PLC0415 - heavy, and needed by connectors over QUIC only
@@ -156,12 +200,12 @@ class QuicListener:
             return
         if self._unsent:
             self._unsent.append((data, address))
-        elif self._socket is not None:
+        elif self._socket is not None and self._ready is not None:
             try:
-                self._socket.sendto(data, address)
+                self._send(self._socket, data, address)
             except BlockingIOError:
                 self._unsent.append((data, address))
-                self._loop.add_writer(self._socket, self._write)
+                self._ready.write(True)
             except OSError:
                 pass  # no route, too large: as good as lost
 
@@ -169,14 +213,20 @@ class QuicListener:
         while self._unsent and self._socket is not None:
             data, address = self._unsent[0]
             try:
-                self._socket.sendto(data, address)
+                self._send(self._socket, data, address)
             except BlockingIOError:
                 return
             except OSError:
                 pass
             self._unsent.popleft()
-        if self._socket is not None:
-            self._loop.remove_writer(self._socket)
+        if self._ready is not None:
+            self._ready.write(False)
+
+    def _send(self, sock: socket.socket, data: bytes, address: Any) -> None:
+        if self._info is not None and address.local:
+            sock.sendmsg([data], [(*self._info, address.local)], 0, address.peer)
+        else:
+            sock.sendto(data, address if self._info is None else address.peer)
 
     def add_id(self, connection_id: bytes, session: QuicSession) -> None:
         """Route a connection ID."""
@@ -185,3 +235,14 @@ class QuicListener:
     def drop_id(self, connection_id: bytes) -> None:
         """Route it no more."""
         self._sessions.pop(connection_id, None)
+
+
+def _ask_for_addresses(sock: socket.socket, family: int) -> tuple[int, int] | None:
+    """Have the kernel say where each datagram came to; None on systems where that is not known how."""
+    if sys.platform != "linux":
+        return None
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
+    sock.setsockopt(socket.IPPROTO_IP, _PKTINFO4, 1)
+    return socket.IPPROTO_IP, _PKTINFO4

@@ -197,6 +197,23 @@ def test_noise_is_ignored_and_other_versions_are_answered(tmp_path: Path) -> Non
     run_edge(main())
 
 
+@pytest.mark.parametrize(("listen", "asked"), [("0.0.0.0", "127.0.0.2"), ("::", "::1"), ("127.0.0.1", "127.0.0.1")])
+def test_the_address_that_was_asked_answers(tmp_path: Path, listen: str, asked: str) -> None:
+    """Bound to all addresses, the kernel alone would answer from the first one of the loopback interface."""
+
+    async def main() -> None:
+        async with running_edge(tmp_path, listen=(listen, 0)) as (edge, _):
+            with socket.socket(socket.AF_INET6 if ":" in asked else socket.AF_INET, socket.SOCK_DGRAM) as asker:
+                asker.setblocking(False)
+                asker.connect((asked, edge.edge_address[1]))  # so that it hears nobody else
+                asker.send(bytes([0xC0, 0x1A, 0x2A, 0x3A, 0x4A, 8]) + bytes(8) + bytes([0]) + bytes(1200))
+                async with asyncio.timeout(30):
+                    answer = await asyncio.get_running_loop().sock_recv(asker, 2000)
+                assert answer[1:5] == bytes(4)  # Version Negotiation
+
+    run_edge(main())
+
+
 def test_streams_beyond_the_connectors_limit_wait(tmp_path: Path) -> None:
     async def main() -> None:
         async with running_edge(tmp_path) as (edge, recorder):
