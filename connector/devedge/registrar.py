@@ -87,6 +87,14 @@ class Desk(Protocol):
         """The control stream is over."""
 
 
+class FaultInjected(Exception):
+    """The fault's exception. It has no traceback: pycapnp would send that to the connector with the text."""
+
+    @property
+    def __traceback__(self) -> None:  # type: ignore[override]
+        return None
+
+
 _server_class: Any = None
 
 
@@ -112,7 +120,7 @@ def _server(desk: Desk, gone: asyncio.Event) -> Any:
                 if self.desk.fault == "stall":
                     await self.gone.wait()
                 if self.desk.fault == "exception":
-                    raise RuntimeError("dev edge fault: registration=exception")
+                    raise FaultInjected("dev edge fault: registration=exception")
                 answer = _context.results.init("result").result
                 try:
                     grant = self.desk.register(registration)

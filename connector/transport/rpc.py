@@ -322,7 +322,7 @@ class RegistrationClient:
                 f"{what}: the edge closed the control stream without an answer",
                 advice="The edge may be restarting; the connection is made again.",
             )
-        return RegistrationError(f"{what}: rpc exception: {text}")
+        return RegistrationError(f"{what}: rpc exception: {text.rstrip()}")
 
 
 def _nothing(response: Any) -> None:

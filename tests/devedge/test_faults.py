@@ -43,8 +43,12 @@ def test_exception(tmp_path: Path) -> None:
             running_edge(tmp_path, faults=("registration=exception",)) as (edge, _),
             await FakeConnector.connect(edge) as connector,
         ):
-            with pytest.raises(capnp.KjException, match="registration=exception"):
+            with pytest.raises(capnp.KjException) as raised:
                 await connector.register(edge.tunnel())
+            lines = raised.value.description.splitlines()
+            assert [line.rpartition(".")[2] for line in lines] == [
+                "FaultInjected: dev edge fault: registration=exception"
+            ]
 
     run_edge(main())
 
