@@ -36,7 +36,9 @@ NAME_CACHE_LIMIT: Final = 1_024
 
 _SHOWN: Final = 60
 _HEAD_END = re.compile(rb"\n\r?\n")
-_FOLD = re.compile(rb"[ \t]*\r?\n[ \t]+")
+_FOLD = re.compile(rb"(?<![ \t])[ \t]*\r?\n[ \t]+")  # looked for once per run of spaces, however long
+_FOLDED_FIRST = re.compile(rb"[^\n]*\n[ \t]")
+_NAME_SPACE = re.compile(rb"(\r\n[^\r\n:]*[^\r\n: \t])[ \t]+:")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _REPEATED_LENGTH = re.compile(rb"\r\nContent-Length:[ \t]*([0-9]+)[ \t]*(?=\r\n)", re.IGNORECASE)
 _CONTROL_BYTES = bytes([*range(9), *range(10, 32), 127])
@@ -477,9 +479,15 @@ class ResponseParser:
 
 
 def _straighten(head: bytes) -> bytes:
-    """Return `head` with CRLF line ends, unfolded, and with equal Content-Length fields reduced to one."""
+    """Return `head` with CRLF line ends, unfolded, no space before colons, equal Content-Lengths reduced to one.
+
+    A first field line that begins with a space folds nothing (RFC 9112 section 2.2): such a head stays as it is, wrong.
+    """
+    if _FOLDED_FIRST.match(head):
+        return head
     head = _BARE_LF.sub(b"\r\n", head)
     head = _FOLD.sub(b" ", head[:-4]) + head[-4:]
+    head = _NAME_SPACE.sub(rb"\1:", head)  # RFC 9112 section 5.1: what a proxy must do
     lengths = _REPEATED_LENGTH.findall(head)
     if len(lengths) > 1 and len(set(lengths)) == 1:
         head = _REPEATED_LENGTH.sub(b"", head, count=len(lengths) - 1)

@@ -115,6 +115,30 @@ WHOLE: dict[str, dict[str, Any]] = {
         "headers": [(b"X-A", b"b c d"), (b"Content-Length", b"0")],
         "keep": True,
     },
+    # RFC 9112 section 5.2: folds become spaces. A first line that would fold the status line is in BROKEN.
+    "folded, nothing before": {
+        "data": OK + b"X-A:\r\n b\r\nContent-Length: 0\r\n\r\n",
+        "headers": [(b"X-A", b"b"), (b"Content-Length", b"0")],
+    },
+    "folded, looks like a field": {
+        "data": OK + b"X-A: b\r\n Content-Length: 9\r\nContent-Length: 0\r\n\r\n",
+        "headers": [(b"X-A", b"b Content-Length: 9"), (b"Content-Length", b"0")],
+    },
+    "folded, only space": {
+        "data": OK + b"X-A: b  \r\n  \r\nContent-Length: 0\r\n \r\n\r\n",
+        "headers": [(b"X-A", b"b"), (b"Content-Length", b"0")],
+    },
+    "folded framing": {
+        "data": OK + b"Transfer-Encoding:\r\n\tchunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+        "body": b"a",
+        "headers": [],
+    },
+    # RFC 9112 section 5.1: a proxy removes it.
+    "space before colon": {
+        "data": OK + b"X-A : b\r\nContent-Length \t: 2\r\n\r\nok",
+        "body": b"ok",
+        "headers": [(b"X-A", b"b"), (b"Content-Length", b"2")],
+    },
     "bare line feeds": {
         "data": b"HTTP/1.0 200 OK\nX-A: b\nContent-Length: 4\n\na\r\n\r",
         "body": b"a\r\n\r",
@@ -191,7 +215,15 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "length overflow": (OK + b"Content-Length: 99999999999999999999999\r\n\r\n", "malformed"),
     "gzip encoding": (OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n", "unsupported Transfer-Encoding"),
     "nul in value": (OK + b"A: b\x00c\r\n\r\n", "malformed"),
-    "space before colon": (OK + b"A : b\r\n\r\n", "malformed"),
+    "space in a name": (OK + b"A B: c\r\n\r\n", "malformed"),
+    "space before the first field": (OK + b" A: b\r\nC: d\r\n\r\n", "malformed"),
+    "tab before the first field": (OK + b"\tA: b\r\n\r\n", "malformed"),
+    "only space in the first line": (OK + b"  \r\nA: b\r\n\r\n", "malformed"),
+    "space after a bare line feed": (b"HTTP/1.1 200 OK\n A: b\n\n", "malformed"),
+    "space before an interim answer's field": (b"HTTP/1.1 100 C\r\n A: b\r\n\r\n" + OK + b"\r\n", "malformed"),
+    "folded reason": (b"HTTP/1.1 200\r\n OK\r\n\r\n", "malformed"),
+    "folded length": (OK + b"Content-Length: 3\r\n 4\r\n\r\n", "malformed"),
+    "control character begins a line": (OK + b"A: b\r\n\x0b c\r\n\r\n", "malformed"),
     "no colon": (OK + b"Foo\r\n\r\n", "malformed"),
     "bad chunk size": (OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "chunked body is malformed"),
     "length in trailers": (
@@ -214,6 +246,15 @@ def test_broken_responses_are_refused_with_a_reason(case: tuple[bytes, str]) -> 
     for parts in ways:
         with pytest.raises(OriginProtocolError, match=reason if len(parts) == 1 else f"{reason}|not HTTP/1.x"):
             parse(parts)
+
+
+def test_long_runs_of_space_cost_no_more_than_other_bytes() -> None:
+    """Each took minutes of the loop when the search for folds began anew at every space."""
+    spaces = b" " * (MAX_HEAD - 100)
+    recorder, _ = parse([OK + b"X-A: b" + spaces + b"c\r\n d\r\nContent-Length: 0\r\n\r\n"])
+    assert recorder.headers[0] == (b"X-A", b"b" + spaces + b"c d")
+    with pytest.raises(OriginProtocolError, match="malformed"):
+        parse([OK + b"X" + spaces + b"Y: b\r\n\r\n"])
 
 
 SHORT: dict[str, tuple[bytes, str]] = {
